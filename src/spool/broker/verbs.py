@@ -1,0 +1,434 @@
+"""The verbs of the broker protocol as data: what is asked, what is atomic, and what comes back. See `spool.broker`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+from spool.job import Snapshot, State
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Verb(msgspec.Struct, Generic[R_co], frozen=True):
+    """What is asked of a broker; `R_co` is the type of the reply."""
+
+
+class NewJob(msgspec.Struct, frozen=True, gc=False):
+    """A job to store. ``record`` is an encoded `Record` whose priority, lane and fingerprint are repeated here."""
+
+    id: str
+    record: bytes
+    priority: int = 2
+    lane: int = 0
+    delay: int = 0
+    """Milliseconds from now by the store's clock; 0 is ready at once."""
+    due: int = 0
+    """Or the wall-clock time; a past one is ready at once. 0 is none."""
+    fingerprint: str = ""
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """Reply of `Enqueue`: which ids were there already (same fingerprint), and which are taken by another job."""
+
+    now: int
+    existing: list[str] = []
+    conflicts: list[str] = []
+
+
+class Enqueue(Verb[Enqueued], frozen=True):
+    """Store jobs, all in one step: ready at the tail of their priority, in the order given, or scheduled.
+
+    A job with a fingerprint (its id was given by the caller) is stored only if the queue does not know the id: as a job
+    of any state, dead included, or as the ending of one that is still remembered. Otherwise it is named in ``existing``
+    (the fingerprints are equal; also when either is empty) or in ``conflicts``, and nothing about it changes. Jobs
+    without a fingerprint carry fresh ids and are not looked up, unless ``resend`` says that this call was made before
+    and
+    its reply was lost: then those which are known are named in ``existing``. Repeats within one call: the first one
+    counts.
+
+    Raises `BrokerFull`, and then nothing was stored.
+    """
+
+    queue: str
+    jobs: Sequence[NewJob]
+    resend: bool = False
+
+
+class Get(Verb[Snapshot | None], frozen=True):
+    """Return one job as it stands, or None if it is not known (any more). Changes nothing."""
+
+    queue: str
+    id: str
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Reply of `Find`. ``cursor`` goes into the next call; empty when there is no more."""
+
+    now: int
+    jobs: list[Snapshot]
+    cursor: str = ""
+
+
+class Find(Verb[Found], frozen=True):
+    """List jobs of one state, at most ``limit`` (1 to 1,000) a call.
+
+    Order: ready and suspect as they would be claimed; scheduled by due time; running by incarnation, then id; parked by
+    task; dead, done and cancelled with the latest first. Jobs of done and cancelled come from the index of the most
+    recent
+    10,000 endings of the queue. A page reads at most 1,000 records, so it may hold fewer jobs than ``limit`` (even
+    none) with a cursor. While jobs move, one that stays put is listed exactly once; one that moves may be missed or
+    listed twice.
+    """
+
+    queue: str
+    state: State
+    cursor: str = ""
+    limit: int = 100
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """End jobs that have not started (scheduled, ready, parked, suspect) as cancelled; ``ttl`` as in `Done`.
+
+    For a running job the wish is noted and given to its worker as an order with the next `Beat`; it counts as changed.
+    Terminal jobs are left as they are.
+    """
+
+    reason: str = ""
+    ttl: int = 3_600_000
+
+
+class Replay(msgspec.Struct, frozen=True, tag=True):
+    """Put dead jobs back: ready at the tail of their priority, a new generation, failures and crashes at 0."""
+
+
+class Delete(msgspec.Struct, frozen=True, tag=True):
+    """Forget jobs: dead ones, endings, and jobs that have not started. Running ones are left."""
+
+
+class Pause(msgspec.Struct, frozen=True, tag=True):
+    """Stop handing out jobs of this queue (ids are ignored). What runs goes on."""
+
+
+class Resume(msgspec.Struct, frozen=True, tag=True):
+    """Hand out jobs again (ids are ignored)."""
+
+
+Action = Cancel | Replay | Delete | Pause | Resume
+
+
+class Acted(msgspec.Struct, frozen=True):
+    """Reply of `Act`: the ids that the action changed, in the order given."""
+
+    now: int
+    changed: list[str] = []
+
+
+class Act(Verb[Acted], frozen=True):
+    """Do something to the named jobs, at most 1,000 a call; those it does not apply to are passed over.
+
+    Filters are a `Find` whose ids go into `Act`. Sent twice it does nothing twice, but the second reply names no ids.
+    """
+
+    queue: str
+    action: Action
+    ids: Sequence[str] = ()
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """One incarnation's sign of life on one queue."""
+
+    incarnation: str
+    lease: int = 10_000
+    tasks: tuple[str, ...] | None = None
+    """The names it can run: given in the first beat, and again when they change or the reply asks for them."""
+    held: int | None = None
+    """How many claimed and unsettled jobs it knows of (None: does not say)."""
+    claim_seq: int = 0
+    held_ids: tuple[str, ...] | None = None
+    """With ``claim_seq`` (of the last answered claim), asks to reconcile by id."""
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What the store tells one incarnation.
+
+    ``lost``: it is retired or its tombstone stands; it must stop its jobs and come back as a new incarnation.
+    ``cancel``: ids of
+    running jobs that somebody wants cancelled; repeated until they are settled. ``held``: how many jobs the store
+    counts as its own. ``unknown``: of ``held_ids``, those which are not its own (any more). ``tasks``: the store does
+    not
+    know its task names.
+    """
+
+    lost: bool = False
+    cancel: list[str] = []
+    held: int = 0
+    unknown: list[str] = []
+    tasks: bool = False
+
+
+class Beaten(msgspec.Struct, frozen=True):
+    """Reply of `Beat`: the orders, in the order of the heartbeats."""
+
+    now: int
+    orders: list[Orders]
+
+
+class Beat(Verb[Beaten], frozen=True):
+    """Register incarnations and renew their leases until now + lease.
+
+    The first beat of an incarnation creates its lease. A lease that ran out but was not reaped yet is renewed like any
+    other. A retired incarnation gets ``lost`` and no lease.
+
+    With ``held_ids`` the store hands back, uncounted and in its old place, every job of this incarnation that was
+    claimed
+    with a sequence number ≤ ``claim_seq`` and is not in the list: the worker has forgotten it. The hand-back is a line
+    "released" in the tally. ``unknown`` is the other side of it.
+    """
+
+    queue: str
+    beats: Sequence[Heartbeat]
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """Reply of `Claim`.
+
+    ``jobs`` are (id, record) in the order in which they are to start; ``tallies`` holds the tally of each that has one.
+    ``next_at`` is the store's time at which it is worth coming again: when jobs are left in a lane asked for, now, or
+    20 ms later
+    if the claim was cut to its share (for others to take theirs); otherwise the first due time or the end of the
+    first foreign lease, not before the end of an amnesty; None when there is neither.
+    """
+
+    now: int
+    jobs: list[tuple[str, bytes]]
+    tallies: dict[str, str] = {}
+    next_at: int | None = None
+
+
+class Claim(Verb[Claimed], frozen=True):
+    """Take jobs to run, at most ``slots[lane]`` of each lane, and keep house on the way.
+
+    In this order, each part bounded per call:
+
+    1. Refused with `LeaseLost` if the incarnation has no lease. 2. The clock (see the module); then refused likewise
+      if the lease ran out.
+    3. A ``seq`` equal to the last one answers again with the jobs of that claim which are still unsettled, and does
+      nothing
+    else; a smaller one answers with no jobs. 4. Expired incarnations are reaped (as `Retire` with reason "lost"),
+    none during an
+    amnesty. 5. Due jobs join the tail of their priority, in due order. 6. Parked jobs whose task this incarnation
+    knows go back to
+    their old place. 7. Nothing is taken from a paused queue. 8. From each lane at most
+    max(1, ceil(ready in the lane / live incarnations of the queue)) are taken, best priority first and FIFO within
+    one: running under the fence
+    (incarnation, seq). A job whose task the incarnation does not know is parked instead, no attempt spent. A ready id
+    without a record is
+    dropped and counted in ``repairs``. A record whose task cannot be read is handed out like any other. A job with
+    a noted cancellation (see `Cancel`) is handed out like any other too, and the order repeated.
+
+    ``trial`` claims one job from the suspects, and nothing else.
+
+    With a claim that leaves ready jobs in the lanes it asked for, another waiting worker is woken.
+    """
+
+    queue: str
+    incarnation: str
+    seq: int
+    slots: tuple[int, int] = (1, 0)
+    trial: bool = False
+
+
+class Done(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """The attempt succeeded: ``ending`` (an encoded `Ending`) is kept for ``ttl`` ms, and everything else goes."""
+
+    id: str
+    fence: int
+    ending: bytes
+    ttl: int = 3_600_000
+
+
+class Cancelled(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """The job is cancelled: otherwise as `Done`."""
+
+    id: str
+    fence: int
+    ending: bytes
+    ttl: int = 3_600_000
+
+
+class Retried(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """The attempt failed and the job is to run again: scheduled for now + ``delay``, with the tally given."""
+
+    id: str
+    fence: int
+    tally: str
+    delay: int
+
+
+class Released(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """The job is handed back, no failure counted: scheduled for now + ``delay``, or at 0 ready in its old place."""
+
+    id: str
+    fence: int
+    tally: str
+    delay: int = 0
+
+
+class Died(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """The attempts are spent: dead, with the tally given; the record is kept."""
+
+    id: str
+    fence: int
+    tally: str
+
+
+Settlement = Done | Cancelled | Retried | Released | Died
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """Reply of `Settle`: how many were accepted, and the ids refused: not the incarnation's own (any more)."""
+
+    now: int
+    accepted: int
+    refused: list[str] = []
+
+
+class Settle(Verb[Settled], frozen=True):
+    """Record how attempts ended, each checked against its fence: held by this incarnation, under this claim seq.
+
+    One settle of a worker and queue is in flight at a time. A ``seq`` equal to the last one gets the reply of that
+    one again
+    (``now`` may differ), and nothing changes or is counted; a smaller one is refused as a whole. An accepted ``Done``
+    or ``Cancelled`` is remembered for its
+    ttl, joins the index of recent endings and wakes those who wait for it. Works for an expired lease that nobody has
+    reaped, at maxmemory, and while paused.
+
+    ``metrics`` is an opaque blob, appended to the queue's stream (`Watch`) unless the settle is a repeat.
+    """
+
+    queue: str
+    incarnation: str
+    seq: int
+    settlements: Sequence[Settlement]
+    metrics: bytes = b""
+
+
+Reason = Literal["stopped", "crashed", "lost"]
+
+
+class Retired(msgspec.Struct, frozen=True):
+    """Reply of `Retire`: how many jobs this call handed back, and how many are still to be."""
+
+    now: int
+    handed_back: int
+    remaining: int
+
+
+class Retire(Verb[Retired], frozen=True):
+    """End an incarnation on this queue and hand back what the store says it holds, at most 500 jobs a call.
+
+    From the first call on the incarnation is refused everywhere (a tombstone), known to the queue or not. Call again
+    while
+    ``remaining`` is not 0; if the caller dies, the next `Claim` goes on. The reason of the first call stays.
+
+    * "stopped": each job is ready again in its old place; attempts + 1, nothing else is counted.
+    * "crashed": also crashes + 1. At ``record.max_crashes`` the job is dead; else at 2 or more it is suspect, in its
+      old place among the suspects;
+      else it is ready in its old place.
+    * "lost" (the lease ran out): also losses + 1; ready in its old place.
+
+    Each hand-back adds a line to the tally: the attempt with outcome = reason, worker = incarnation, its start and the
+    store's now; for a job that dies ``error_type`` is "WorkerCrashed" and ``message`` is ``detail``.
+    """
+
+    queue: str
+    incarnation: str
+    reason: Reason = "stopped"
+    detail: str = ""
+
+
+class QueueStats(msgspec.Struct, frozen=True):
+    """Reply of `Stats`. The first part equals the sizes of the sets at that moment; ``totals`` are monotone.
+
+    ``ready`` is by priority, both lanes together. ``totals`` has enqueued, done, cancelled, dead (jobs that died),
+    retried,
+    released, stopped, crashed, lost, replayed, deleted, pruned and repairs, where not 0.
+    """
+
+    now: int
+    ready: list[int]
+    scheduled: int
+    parked: dict[str, int]
+    suspect: int
+    running: int
+    dead: int
+    workers: int
+    paused: bool
+    totals: dict[str, int]
+
+
+class Stats(Verb[QueueStats], frozen=True):
+    """Count. O(workers), not O(jobs). Changes nothing."""
+
+    queue: str
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """Reply of `Watch`: (cursor, blob) of each, oldest first."""
+
+    now: int
+    blobs: list[tuple[str, bytes]]
+
+
+class Watch(Verb[Watched], frozen=True):
+    """Read the blobs that settles left (the last 10,000 or so), after ``cursor``, at most ``limit``."""
+
+    queue: str
+    cursor: str = ""
+    limit: int = 1000
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A small thing that spans queues: a worker's row, a schedule, a token. ``version`` counts its writes from 1."""
+
+    key: str
+    version: int
+    body: bytes
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Reply of `Load`."""
+
+    now: int
+    documents: list[Document]
+    cursor: str = ""
+
+
+class Load(Verb[Loaded], frozen=True):
+    """List the documents of a kind, by key, at most 1,000 a call; kind "queue" the queues known, without bodies."""
+
+    kind: str
+    cursor: str = ""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Reply of `Store`: the document's version now; 0 once removed."""
+
+    now: int
+    version: int
+
+
+class Store(Verb[Stored], frozen=True):
+    """Write a document (``body`` None removes it), for ``ttl`` milliseconds if that is not 0.
+
+    With ``if_version`` only if the present version is that (0: not there); otherwise raises `VersionConflict`.
+    """
+
+    kind: str
+    key: str
+    body: bytes | None
+    ttl: int = 0
+    if_version: int | None = None

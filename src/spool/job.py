@@ -1,0 +1,335 @@
+"""Jobs as data: their states, the records that lie in the store, and the view that people get.
+
+A job in the store has up to three parts:
+
+* the **record** (`Record`): what was asked for. Written once at enqueue, never rewritten. msgpack, array-like; its
+  first
+  elements are fixed (version, task, priority, lane), so that a script can read them without decoding the rest.
+* the **tally** (`Tally`): what happened so far: how often it was started, failed, crashed; one line per finished
+  attempt.
+  Text, so that Lua and SQL can append to it: a JSON array of numbers, then one JSON array per line (`Attempt`). A job
+  that was never handed back has none.
+* the **ending** (`Ending`): how it ended as done or cancelled, with the result. msgpack, array-like; kept for a time.
+  A dead job has no ending: it keeps record and tally until it is replayed, deleted or pruned.
+
+Every part begins with a version. Fields are only ever appended, with defaults, and unknown tails are kept: an older
+worker that hands a job on loses nothing that a newer one wrote. All times are milliseconds since the epoch by the
+store's clock, except ``created``, which is the producer's and is only shown.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import time
+from typing import Any, Final, Literal
+
+import msgspec
+
+from spool.errors import ConfigError, StoreCorrupt
+
+VERSION: Final = 1
+"""The layout written by this release, in every record, tally and ending."""
+
+Priority = Literal["critical", "high", "normal", "low", "background"]
+PRIORITIES: Final[tuple[Priority, ...]] = ("critical", "high", "normal", "low", "background")
+
+MAIN: Final = 0
+PROCESS: Final = 1
+LANES: Final = (MAIN, PROCESS)
+"""Lanes of a queue: jobs for the event loop and threads, and jobs for the process pool, claimed against its free
+slots."""
+
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}")
+"""Queue and task names, and job ids given by a caller. No braces or spaces: names become parts of keys."""
+
+
+def check_name(kind: str, name: object) -> str:
+    """Return ``name`` if it may name a ``kind`` ("queue", "task", "job id"); raise `ConfigError` otherwise."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{kind} {name!r} is not usable: allowed are 1 to 127 of the characters A-Z a-z 0-9 _ . : -, "
+            "the first of them a letter, digit or underscore"
+        )
+    return name
+
+
+_last_id = 0
+
+
+def new_id() -> str:
+    """Return a new time-ordered id: a UUIDv7 (RFC 9562), 32 hex digits without dashes.
+
+    >>> len(new_id())
+    32
+    """
+    now = time.time_ns()
+    # RFC 9562 method 3: the 12 bits after the millisecond hold its fraction, so that ids of one process sort by time.
+    head = (now // 1_000_000) << 16 | 0x7000 | (now % 1_000_000) * 4096 // 1_000_000
+    tail = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
+    return f"{head << 64 | tail:032x}"
+
+
+class State(enum.StrEnum):
+    """Where a job stands. `PARKED` and `SUSPECT` are shades of ready; the last three are terminal."""
+
+    SCHEDULED = "scheduled"
+    READY = "ready"
+    PARKED = "parked"
+    SUSPECT = "suspect"
+    RUNNING = "running"
+    DONE = "done"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether only an explicit replay leaves this state."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({State.DONE, State.DEAD, State.CANCELLED})
+
+
+class Options(msgspec.Struct, array_like=True, frozen=True):
+    """What one call overrides of its task's declaration; None means as declared. Times in seconds."""
+
+    retries: int | None = None
+    timeout: float | None = None
+    result_ttl: float | None = None
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What was asked for. ``payload`` is msgpack of [args, kwargs]; the task's own types read it."""
+
+    version: int
+    task: str
+    priority: int
+    lane: int
+    max_crashes: int
+    fingerprint: str
+    """Hash of task and arguments where the caller gave the id, else empty: decides between "the same" and
+    `JobConflict`."""
+    created: int
+    payload: msgspec.Raw
+    options: Options | None = None
+    headers: dict[str, str] | None = None
+    key: str | None = None
+    group: str | None = None
+    expires: int | None = None
+    parent: str | None = None
+
+
+NIL: Final = msgspec.Raw(b"\xc0")
+"""msgpack's nil: the result of a job that returned None, or whose result was not to be kept."""
+
+
+class Attempt(msgspec.Struct, array_like=True, frozen=True):
+    """One line of a tally. ``outcome``: done, retried, died, released, cancelled, stopped, crashed or lost."""
+
+    number: int
+    outcome: str
+    started: int
+    ended: int
+    worker: str = ""
+    error_type: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
+class Tally(msgspec.Struct, array_like=True, frozen=True):
+    """What happened to a job so far, over all its generations.
+
+    ``attempts`` counts starts and never falls. ``failures`` counts exceptions and ``crashes`` the attempts that took
+    their worker down; both begin anew with a replay, which raises ``generation``. ``losses`` counts leases that ran
+    out.
+    """
+
+    version: int = VERSION
+    attempts: int = 0
+    failures: int = 0
+    crashes: int = 0
+    losses: int = 0
+    generation: int = 0
+
+
+class Ending(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """How a job ended as done or cancelled. ``result`` is msgpack; `NIL` when it was not to be kept."""
+
+    version: int
+    state: str
+    task: str
+    fingerprint: str
+    created: int
+    started: int
+    finished: int
+    attempts: int
+    result: msgspec.Raw = NIL
+    reason: str = ""
+    worker: str = ""
+    tally: str = ""
+    priority: int = 2
+
+
+NO_TALLY: Final = Tally()
+_decode_tally = msgspec.json.Decoder(Tally).decode
+_decode_attempts = msgspec.json.Decoder(Attempt).decode_lines
+_encode_json = msgspec.json.Encoder().encode
+
+#: A tally longer than this loses the tracebacks, then the oldest lines, of its earlier attempts.
+TALLY_LIMIT: Final = 64 * 1024
+
+
+def read_tally(text: str) -> tuple[Tally, list[Attempt]]:
+    """Return the numbers and the attempts of a tally; of an empty text, a fresh one. Raises `StoreCorrupt`."""
+    if not text:
+        return NO_TALLY, []
+    head, _, lines = text.partition("\n")
+    try:
+        tally = _decode_tally(head)
+        attempts = _decode_attempts(lines)
+    except msgspec.MsgspecError as error:
+        raise StoreCorrupt(f"a job's tally cannot be read: {error}") from error
+    if tally.version > VERSION:
+        raise StoreCorrupt(f"a job's tally has layout {tally.version}; this release knows up to {VERSION}")
+    return tally, attempts
+
+
+def write_tally(tally: Tally, attempts: list[Attempt]) -> str:
+    """Return the text of a tally, bounded by `TALLY_LIMIT`."""
+    lines = [_encode_json(attempt) for attempt in attempts]
+    if sum(map(len, lines)) > TALLY_LIMIT:
+        lines = [_encode_json(msgspec.structs.replace(each, traceback="")) for each in attempts[:-1]] + lines[-1:]
+        while len(lines) > 1 and sum(map(len, lines)) > TALLY_LIMIT:
+            del lines[0]
+    return b"\n".join([_encode_json(tally), *lines]).decode()
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A job as the store holds it, undecoded. Which fields are set depends on the state.
+
+    ``record`` is None once a job is done or cancelled, ``ending`` is None until then. ``due`` is set when scheduled,
+    ``incarnation`` and ``started`` when running, ``finished`` when dead.
+    """
+
+    queue: str
+    id: str
+    state: State
+    record: bytes | None = None
+    tally: str = ""
+    ending: bytes | None = None
+    due: int | None = None
+    incarnation: str | None = None
+    started: int | None = None
+    finished: int | None = None
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job as people see it: decoded, of whatever state. Times are milliseconds since the epoch.
+
+    ``arguments`` and ``result`` are plain values (dicts, lists, numbers, text), None where they are no longer kept.
+    """
+
+    queue: str
+    id: str
+    state: State
+    task: str
+    priority: Priority
+    created: int
+    due: int | None
+    started: int | None
+    finished: int | None
+    attempts: int
+    failures: int
+    crashes: int
+    losses: int
+    generation: int
+    history: list[Attempt]
+    arguments: tuple[list[Any], dict[str, Any]] | None
+    result: Any
+    error: str
+    traceback: str
+    worker: str
+
+    def __str__(self) -> str:
+        return f"{self.queue}/{self.id}"
+
+
+_decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_ending = msgspec.msgpack.Decoder(Ending).decode
+encode_record = msgspec.msgpack.Encoder().encode
+encode_ending = encode_record
+
+
+def read_record(body: bytes) -> Record:
+    """Decode a record. Raises `StoreCorrupt` when it is damaged or of a newer layout."""
+    try:
+        record = _decode_record(body)
+    except msgspec.MsgspecError as error:
+        raise StoreCorrupt(f"a job's record cannot be decoded: {error}") from error
+    if record.version > VERSION:
+        raise StoreCorrupt(f"a job's record has layout {record.version}; this release knows up to {VERSION}")
+    return record
+
+
+def read_ending(body: bytes) -> Ending:
+    """Decode an ending. Raises `StoreCorrupt` when it is damaged or of a newer layout."""
+    try:
+        ending = _decode_ending(body)
+    except msgspec.MsgspecError as error:
+        raise StoreCorrupt(f"a job's ending cannot be decoded: {error}") from error
+    if ending.version > VERSION:
+        raise StoreCorrupt(f"a job's ending has layout {ending.version}; this release knows up to {VERSION}")
+    return ending
+
+
+def _plain(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.msgpack.decode(raw)
+    except msgspec.MsgspecError:
+        return None
+
+
+def view(snapshot: Snapshot) -> Job:
+    """Return the view of a snapshot. Never raises for damaged data: what cannot be read is shown as an error text."""
+    record = ending = None
+    damage = ""
+    try:
+        record = read_record(snapshot.record) if snapshot.record is not None else None
+        ending = read_ending(snapshot.ending) if snapshot.ending is not None else None
+        tally, history = read_tally(snapshot.tally or (ending.tally if ending else ""))
+    except StoreCorrupt as error:
+        tally, history, damage = NO_TALLY, [], str(error)
+    last = history[-1] if history else None
+    failed = last is not None and bool(last.error_type)
+    arguments = None
+    if record is not None:
+        try:
+            args, kwargs = msgspec.msgpack.decode(record.payload)
+            arguments = (args, kwargs)
+        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+            damage = damage or f"the arguments cannot be decoded: {error}"
+    priority = record.priority if record else ending.priority if ending else 2
+    return Job(
+        queue=snapshot.queue,
+        id=snapshot.id,
+        state=snapshot.state,
+        task=record.task if record else ending.task if ending else "",
+        priority=PRIORITIES[priority] if 0 <= priority < len(PRIORITIES) else "normal",
+        created=record.created if record else ending.created if ending else 0,
+        due=snapshot.due,
+        started=ending.started if ending else snapshot.started or (last.started if last else None),
+        finished=ending.finished if ending else snapshot.finished,
+        attempts=ending.attempts if ending else tally.attempts + (snapshot.state is State.RUNNING),
+        failures=tally.failures,
+        crashes=tally.crashes,
+        losses=tally.losses,
+        generation=tally.generation,
+        history=history,
+        arguments=arguments,
+        result=_plain(ending.result) if ending else None,
+        error=damage or (ending.reason if ending else f"{last.error_type}: {last.message}" if last and failed else ""),
+        traceback=last.traceback if last and failed else "",
+        worker=ending.worker if ending else snapshot.incarnation or (last.worker if last else ""),
+    )

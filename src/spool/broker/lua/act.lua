@@ -1,0 +1,77 @@
+-- include: _keys, _tally, _end, _find
+-- ARGV: now, action (cancel, replay, delete, pause, resume), reason, ttl, ids... Returns {now, changed...}.
+local action, reason, ttl = ARGV[2], ARGV[3], ARGV[4]
+local reply, cancelled, replayed = {now}, {}, {}
+
+-- An encoded Ending of a job that never ends by a worker's hand.
+local function ending_of(id, body)
+  local record, tally = fields_of(body), redis.call('HGET', P .. 'tally', id) or ''
+  local parts = {string.char(0x9d)}
+  for _, value in ipairs({1, 'cancelled', record[2], record[6], record[7], 0, now, read_tally(tally)[2]}) do
+    parts[#parts + 1] = cmsgpack.pack(value)
+  end
+  parts[#parts + 1] = string.char(0xc0)
+  for _, value in ipairs({reason, '', tally, record[3]}) do parts[#parts + 1] = cmsgpack.pack(value) end
+  return table.concat(parts)
+end
+
+local function forget(id)
+  redis.call('HDEL', P .. 'jobs', id)
+  redis.call('HDEL', P .. 'tally', id)
+  redis.call('HDEL', P .. 'cancel', id)
+end
+
+local act = {}
+
+function act.cancel(id, body)
+  if not body then return false end
+  if unqueue(id, body) then
+    local ending = ending_of(id, body)
+    redis.call('SET', P .. 'end:' .. id, ending, 'PX', ttl)
+    forget(id)
+    cancelled[#cancelled + 1] = id
+    tell({id}, {ending})
+    return true
+  end
+  if locate(id, body) ~= 'running' then return false end
+  return redis.call('HSETNX', P .. 'cancel', id, reason) == 1
+end
+
+function act.replay(id, body)
+  if not body or redis.call('ZREM', P .. 'dead', id) == 0 then return false end
+  local numbers, lines = read_tally(redis.call('HGET', P .. 'tally', id))
+  numbers[3], numbers[4], numbers[6] = 0, 0, numbers[6] + 1
+  redis.call('HSET', P .. 'tally', id, write_tally(numbers, lines))
+  local _, priority, lane = head_of(body)
+  replayed[#replayed + 1] = {lane, priority, id}
+  return true
+end
+
+function act.delete(id, body)
+  if not body then return redis.call('DEL', P .. 'end:' .. id) == 1 end
+  if redis.call('ZREM', P .. 'dead', id) == 0 and not unqueue(id, body) then return false end
+  forget(id)
+  tell({id})
+  return true
+end
+
+if action == 'pause' then
+  redis.call('HSET', P .. 'meta', 'paused', 1)
+elseif action == 'resume' then
+  redis.call('HDEL', P .. 'meta', 'paused')
+  wake(8)
+else
+  for i = 5, #ARGV do
+    local id = ARGV[i]
+    if act[action](id, redis.call('HGET', P .. 'jobs', id)) then reply[#reply + 1] = id end
+  end
+  count('cancelled', #cancelled)
+  remember('C', cancelled)
+  if #replayed > 0 then
+    append(replayed)
+    count('replayed', #replayed)
+    wake(8)
+  end
+  if action == 'delete' then count('deleted', #reply - 1) end
+end
+return reply

@@ -1,0 +1,176 @@
+-- include: _keys, _tally, _end, _lease
+-- ARGV: now, incarnation, seq, main slots, process slots, trial ("1" or "").
+-- Returns {now, next_at or "", {ids}, {records}, {id, tally, ...}}.
+redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
+
+local inc, seq = ARGV[2], tonumber(ARGV[3])
+local row, run = P .. 'inc:' .. inc, P .. 'run:' .. inc
+local ends = tonumber(redis.call('ZSCORE', P .. 'leases', inc) or nil)
+if not ends then return redis.error_reply('LEASELOST incarnation ' .. inc .. ' holds no lease') end
+local state = redis.call('HMGET', row, 'claim', 'lease', 'tasks')
+local amnesty = tick(tonumber(state[2]))
+ends = tonumber(redis.call('ZSCORE', P .. 'leases', inc))
+if ends <= now then return redis.error_reply('LEASELOST the lease of incarnation ' .. inc .. ' ran out') end
+
+local ids, bodies, tallies = {}, {}, {}
+
+local function answer(next_at)
+  if #ids > 0 and redis.call('EXISTS', P .. 'tally') == 1 then
+    for i, tally in ipairs(redis.call('HMGET', P .. 'tally', unpack(ids))) do
+      if tally then
+        tallies[#tallies + 1] = ids[i]
+        tallies[#tallies + 1] = tally
+      end
+    end
+  end
+  return {now, next_at or '', ids, bodies, tallies}
+end
+
+local last = tonumber(state[1] or 0)
+if seq < last then return answer() end
+if seq == last then
+  local flat, again = redis.call('HGETALL', run), {}
+  for i = 1, #flat, 2 do
+    local claimed, place = string.match(flat[i + 1], '^(%d+):%d:%d+:(.+)$')
+    if tonumber(claimed) == seq then again[#again + 1] = {tonumber(place), flat[i]} end
+  end
+  table.sort(again, function(a, b) return a[1] < b[1] end)
+  for i, job in ipairs(again) do
+    ids[i], bodies[i] = job[2], redis.call('HGET', P .. 'jobs', job[2]) or ''
+  end
+  return answer(now)
+end
+redis.call('HSET', row, 'claim', seq)
+
+local function reap()
+  if now >= amnesty then
+    for _, expired in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now, 'LIMIT', 0, 4)) do
+      bury(expired, 'lost', '')
+    end
+  end
+  if redis.call('EXISTS', P .. 'retiring') == 0 then return end
+  local budget = 500
+  for _, retired in ipairs(redis.call('HKEYS', P .. 'retiring')) do
+    if budget > 0 then budget = budget - retire_some(retired, budget) end
+  end
+end
+
+local function promote()
+  local due = redis.call('ZRANGEBYSCORE', P .. 'scheduled', '-inf', now, 'LIMIT', 0, 500)
+  if #due == 0 then return end
+  local jobs, lost = {}, 0
+  for i, body in ipairs(redis.call('HMGET', P .. 'jobs', unpack(due))) do
+    if body then
+      local _, priority, lane = head_of(body)
+      jobs[#jobs + 1] = {lane, priority, due[i]}
+    else
+      lost = lost + 1
+    end
+  end
+  redis.call('ZREM', P .. 'scheduled', unpack(due))
+  if #jobs > 0 then append(jobs) end
+  count('repairs', lost)
+end
+
+local tasks = P .. 'tasks:' .. (state[3] or '')
+
+local function unpark()
+  if redis.call('EXISTS', P .. 'parked') == 0 then return end
+  local budget = 500
+  for _, task in ipairs(redis.call('SINTER', P .. 'parked', tasks)) do
+    local key = P .. 'parked:' .. task
+    local flat = budget > 0 and redis.call('ZPOPMIN', key, budget) or {}
+    for i = 1, #flat, 2 do
+      local _, _, lane = head_of(redis.call('HGET', P .. 'jobs', flat[i]) or '')
+      redis.call('ZADD', LANES[lane], flat[i + 1], flat[i])
+    end
+    budget = budget - #flat / 2
+    if redis.call('EXISTS', key) == 0 then redis.call('SREM', P .. 'parked', task) end
+  end
+end
+
+reap()
+promote()
+unpark()
+
+local paused = redis.call('HGET', P .. 'meta', 'paused')
+local live = redis.call('ZCOUNT', P .. 'leases', '(' .. now, '+inf')
+local knows, repairs, limited = {}, 0, false
+
+-- A fair part of what is ready: an even split of it, or what is missing to an even split of all that is ready or runs.
+local function share(ready, lane)
+  local part = math.max(1, math.ceil(ready / live))
+  if lane == 0 and live > 1 and live <= 64 then
+    local running = 0
+    for _, other in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '(' .. now, '+inf')) do
+      running = running + redis.call('HLEN', P .. 'run:' .. other)
+    end
+    part = math.max(part, math.ceil((ready + running) / live) - redis.call('HLEN', run))
+  end
+  return part
+end
+
+local function take(lane, most)
+  local entry, held, parked = seq .. ':' .. lane .. ':' .. now .. ':', {}, 0
+  while most > 0 and parked < 1000 do
+    local flat = redis.call('ZPOPMIN', LANES[lane], most)
+    if #flat == 0 then break end
+    local popped = {}
+    for i = 1, #flat, 2 do popped[#popped + 1] = flat[i] end
+    local found = redis.call('HMGET', P .. 'jobs', unpack(popped))
+    for i = 1, #popped do
+      local id, body = popped[i], found[i]
+      local task = body and task_of(body)
+      if task and knows[task] == nil then knows[task] = redis.call('SISMEMBER', tasks, task) == 1 end
+      if not body then
+        repairs = repairs + 1
+      elseif task and not knows[task] then
+        redis.call('SADD', P .. 'parked', task)
+        redis.call('ZADD', P .. 'parked:' .. task, flat[2 * i], id)
+        parked = parked + 1
+      else
+        ids[#ids + 1], bodies[#bodies + 1] = id, body
+        held[#held + 1], held[#held + 2] = id, entry .. flat[2 * i]
+        most = most - 1
+      end
+    end
+  end
+  if #held > 0 then redis.call('HSET', run, unpack(held)) end
+end
+
+local function left(lane, slots)
+  return slots > 0 and redis.call('ZCARD', LANES[lane]) > 0
+end
+
+local slots = {[0] = tonumber(ARGV[4]), [1] = tonumber(ARGV[5]), [2] = 0}
+local first, final = 0, 1
+if ARGV[6] == '1' then first, final, slots[2] = 2, 2, 1 end
+local more = false
+if not paused then
+  for lane = first, final do
+    if slots[lane] > 0 then
+      local most = math.min(slots[lane], 1000)
+      local ready = redis.call('ZCARD', LANES[lane])
+      if lane < 2 and most > 1 and ready > 0 then
+        local part = share(ready, lane)
+        limited = limited or (part < most and part < ready)
+        most = math.min(most, part)
+      end
+      if ready > 0 then take(lane, most) end
+      more = more or left(lane, slots[lane])
+    end
+  end
+end
+count('repairs', repairs)
+if more and live > 1 then wake(8) end
+
+-- A claim that was cut to its share comes again when the others had the time to take theirs.
+if more then return answer(limited and now + 20 or now) end
+local due = tonumber(redis.call('ZRANGE', P .. 'scheduled', 0, 0, 'WITHSCORES')[2])
+local leases = redis.call('ZRANGE', P .. 'leases', 0, 1, 'WITHSCORES')
+local other = leases[1] ~= inc and leases[2] or leases[4]
+if other then
+  other = math.max(tonumber(other), amnesty)
+  due = math.min(due or other, other)
+end
+return answer(due)

@@ -1,0 +1,17 @@
+-- include: _keys, _find
+-- ARGV: now. Returns {now, {ready by priority}, scheduled, {task, n, ...}, suspect, running, dead, workers, paused, {name, n, ...}}.
+local ready, parked, running = {}, {}, 0
+for priority = 0, 4 do
+  local low, high = priority * BAND, '(' .. string.format('%.0f', (priority + 1) * BAND)
+  ready[priority + 1] = redis.call('ZCOUNT', LANES[0], low, high) + redis.call('ZCOUNT', LANES[1], low, high)
+end
+for _, task in ipairs(redis.call('SMEMBERS', P .. 'parked')) do
+  parked[#parked + 1] = task
+  parked[#parked + 1] = redis.call('ZCARD', P .. 'parked:' .. task)
+end
+for _, inc in ipairs(incarnations()) do running = running + redis.call('HLEN', P .. 'run:' .. inc) end
+return {
+  now, ready, redis.call('ZCARD', P .. 'scheduled'), parked, redis.call('ZCARD', LANES[2]), running,
+  redis.call('ZCARD', P .. 'dead'), redis.call('ZCOUNT', P .. 'leases', '(' .. now, '+inf'),
+  redis.call('HEXISTS', P .. 'meta', 'paused'), redis.call('HGETALL', P .. 'totals'),
+}

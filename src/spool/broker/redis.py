@@ -1,0 +1,248 @@
+"""Jobs in Redis or Valkey. The verbs are `spool.broker.scripts`; waiting is `spool.broker.waits`.
+
+Connections belong to one process and, for the async ones, to one loop: both are looked up at every call, so that
+threads, several loops and forks each get their own. The Redis library retries nothing by itself: only a caller knows
+whether a verb may be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import redis
+import redis.asyncio
+import redis.backoff
+import redis.exceptions
+import redis.retry
+
+from spool.broker import Beat, Enqueue, Get, Verb
+from spool.broker.scripts import Call, form, queue_key
+from spool.broker.waits import Mailbox, Post
+from spool.broker.wire import asend, hidden, mapped, send
+from spool.errors import BrokerRefused, BrokerUnavailable, ConfigError, StoreCorrupt
+from spool.job import Snapshot
+
+R = TypeVar("R")
+
+LAYOUT: Final = 1
+_SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
+#: Connections of one loop at most; further calls wait for a free one.
+_POOL: Final = 50
+
+
+class RedisBroker:
+    """The broker for ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://`` and ``unix://`` URLs.
+
+    ``clock`` (tests only) returns the time in ms that scripts use instead of the server's.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], int] | None = None) -> None:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query))
+        self.url = hidden(url)
+        self.prefix = query.pop("prefix", "spool")
+        if not self.prefix or set(self.prefix) & set("{} \n"):
+            raise ConfigError(
+                f"the prefix {self.prefix!r} in {self.url} is not usable: one or more characters, no {{}} or spaces"
+            )
+        scheme = _SCHEMES.get(parts.scheme, parts.scheme)
+        self._target = f"{scheme}://{parts.netloc}{parts.path}" + (f"?{urlencode(query)}" if query else "")
+        self._clock = clock
+        self._closed = False
+        self._reset()
+        # A child of a fork must neither use nor close its parent's connections: it just forgets them.
+        os.register_at_fork(after_in_child=_Forget(self))
+        self._client()
+
+    def _reset(self) -> None:
+        self._sync: Any = None
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, Post]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lock = threading.Lock()
+        self._mailboxes: list[Mailbox] = []
+        self._announced: set[str] = set()
+        self._checked = False
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+            "socket_timeout": 5.0,
+            "socket_connect_timeout": 3.0,
+            "socket_keepalive": True,
+            "protocol": 2,
+        }
+
+    def _client(self) -> Any:
+        if self._closed:
+            raise BrokerUnavailable(f"the broker {self.url} was closed")
+        client = self._sync
+        if client is None:
+            with self._lock, self._configured():
+                library: Any = redis
+                client = self._sync = self._sync or library.Redis.from_url(self._target, **self._options())
+        return client
+
+    @contextlib.contextmanager
+    def _configured(self) -> Generator[None]:
+        try:
+            yield
+        except (ValueError, TypeError, redis.exceptions.RedisError) as error:
+            raise ConfigError(f"cannot use the broker URL {self.url}: {error}") from error
+
+    def _loop(self) -> tuple[Any, Post]:
+        if self._closed:
+            raise BrokerUnavailable(f"the broker {self.url} was closed")
+        running = asyncio.get_running_loop()
+        mine = self._loops.get(running)
+        if mine is None:
+            library: Any = redis.asyncio
+            pool = library.BlockingConnectionPool.from_url(
+                self._target, max_connections=_POOL, timeout=10, **self._options()
+            )
+            client = library.Redis.from_pool(pool)
+            mine = self._loops[running] = (client, Post(client, self.prefix, self.url))
+        return mine
+
+    def call(self, verb: Verb[R]) -> R:
+        """Carry out a verb; see `Broker.call`."""
+        client = self._client()
+        with mapped(self.url):
+            if not self._checked:
+                self._check(client)
+            if isinstance(verb, Enqueue | Beat) and verb.queue not in self._announced:
+                client.sadd(queue_key(self.prefix, "spool") + "queues", verb.queue)
+                self._announced.add(verb.queue)
+            call = self._form(verb)
+            reply: R = call.parse(send(client, call))
+        return reply
+
+    async def acall(self, verb: Verb[R]) -> R:
+        """Carry out a verb; see `Broker.acall`."""
+        client, _ = self._loop()
+        with mapped(self.url):
+            if not self._checked:
+                await self._acheck(client)
+            if isinstance(verb, Enqueue | Beat) and verb.queue not in self._announced:
+                await client.sadd(queue_key(self.prefix, "spool") + "queues", verb.queue)
+                self._announced.add(verb.queue)
+            call = self._form(verb)
+            reply: R = call.parse(await asend(client, call))
+        return reply
+
+    def _form(self, verb: Verb[Any]) -> Call:
+        return form(verb, self.prefix, self._clock() if self._clock else None)
+
+    def _check(self, client: Any) -> None:
+        """Refuse, once per process, a server that would lose jobs or that holds a newer layout."""
+        with contextlib.suppress(redis.exceptions.NoPermissionError):
+            self._judge(client.info())
+        key = queue_key(self.prefix, "spool") + "layout"
+        client.set(key, LAYOUT, nx=True)
+        self._judge_layout(client.get(key))
+
+    async def _acheck(self, client: Any) -> None:
+        with contextlib.suppress(redis.exceptions.NoPermissionError):
+            self._judge(await client.info())
+        key = queue_key(self.prefix, "spool") + "layout"
+        await client.set(key, LAYOUT, nx=True)
+        self._judge_layout(await client.get(key))
+
+    def _judge(self, info: dict[str, Any]) -> None:
+        version = str(info.get("redis_version", "6.2"))
+        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+            raise BrokerRefused(f"{self.url} runs Redis {version}; needed is 6.2 or newer")
+        if info.get("role") == "slave":
+            raise BrokerRefused(f"{self.url} is a read-only replica; give the URL of the primary")
+        policy = str(info.get("maxmemory_policy", "noeviction"))
+        if policy.startswith("allkeys"):
+            raise BrokerRefused(
+                f"{self.url} evicts any key when memory is full (maxmemory-policy {policy}), and so would lose jobs; "
+                "set it to noeviction"
+            )
+        if policy.startswith("volatile"):
+            warnings.warn(
+                f"{self.url} evicts results when memory is full (maxmemory-policy {policy}); noeviction is safe",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _judge_layout(self, found: bytes | None) -> None:
+        if not (found or b"1").isdigit() or int(found or LAYOUT) > LAYOUT:
+            raise StoreCorrupt(
+                f"{self.url} holds layout {found!r} under the prefix {self.prefix!r}; this release knows up to {LAYOUT}"
+            )
+        self._checked = True
+
+    def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
+        """Wait for a job's end; see `Broker.ended`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        client = self._client()
+        with self._lock:
+            mailbox = self._mailboxes.pop() if self._mailboxes else Mailbox(client, self.prefix, self.url)
+        try:
+            found = mailbox.wait(queue, id, deadline)
+        except BaseException:
+            mailbox.close()  # word of this job may still come, and must not be taken for another's
+            raise
+        with self._lock:
+            self._mailboxes.append(mailbox)
+        if isinstance(found, Snapshot):
+            return found
+        return None if found == "late" else self.call(Get(queue, id))
+
+    async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
+        """Wait for a job's end; see `Broker.aended`."""
+        found = await self._loop()[1].wait(queue, id, timeout)
+        if isinstance(found, Snapshot):
+            return found
+        return None if found == "late" else await self.acall(Get(queue, id))
+
+    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
+        """Wait for a token; see `Broker.await_work`."""
+        if timeout > 0:
+            client, _ = self._loop()
+            keys = [queue_key(self.prefix, queue) + "wake" for queue in queues]
+            with mapped(self.url):
+                await client.blpop(keys, timeout=max(timeout, 0.001))
+
+    def close(self) -> None:
+        """Close what belongs to threads; loops close their own (`aclose`)."""
+        self._closed = True
+        with self._lock:
+            mailboxes, self._mailboxes = self._mailboxes, []
+        for mailbox in mailboxes:
+            mailbox.close()
+        if self._sync is not None:
+            self._sync.close()
+
+    async def aclose(self) -> None:
+        """Close this loop's connections, and those of threads."""
+        mine = self._loops.pop(asyncio.get_running_loop(), None)
+        if mine is not None:
+            client, post = mine
+            await post.close()
+            await client.aclose()
+            await client.connection_pool.disconnect()
+        self.close()
+
+
+class _Forget:
+    """What a forked child does with a broker; holds it weakly, since such a hook is never taken off."""
+
+    def __init__(self, broker: RedisBroker) -> None:
+        self._broker = weakref.ref(broker)
+
+    def __call__(self) -> None:
+        broker = self._broker()
+        if broker is not None:
+            broker._reset()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the broker's own hook

@@ -1,0 +1,355 @@
+"""The Redis form of every verb: a script, its key, its arguments, and how its reply is read. Does no I/O."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from spool.broker import (
+    Act,
+    Acted,
+    Beat,
+    Beaten,
+    Cancel,
+    Cancelled,
+    Claim,
+    Claimed,
+    Delete,
+    Died,
+    Document,
+    Done,
+    Enqueue,
+    Enqueued,
+    Find,
+    Found,
+    Get,
+    Load,
+    Loaded,
+    NewJob,
+    Orders,
+    Pause,
+    QueueStats,
+    Released,
+    Replay,
+    Resume,
+    Retire,
+    Retired,
+    Retried,
+    Settle,
+    Settled,
+    Settlement,
+    Stats,
+    Store,
+    Stored,
+    Verb,
+    Watch,
+    Watched,
+)
+from spool.errors import StoreCorrupt
+from spool.job import Snapshot, State, read_ending
+
+#: Most values in one group: a Lua stack has room for some 8,000 at once, three of which may belong to one job.
+GROUP: Final = 1000
+
+
+class Script:
+    """One Lua file with what it includes, under its SHA-1 (EVALSHA's name for it)."""
+
+    def __init__(self, name: str) -> None:
+        folder = importlib.resources.files("spool.broker") / "lua"
+        text = (folder / f"{name}.lua").read_text("utf-8")
+        header = re.match(r"-- include: (.+)\n", text)
+        parts = header.group(1).split(", ") if header else []
+        self.name = name
+        self.source = "\n".join([(folder / f"{part}.lua").read_text("utf-8") for part in parts] + [text])
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+@functools.cache
+def script(name: str) -> Script:
+    """Return the script of that name, read once."""
+    return Script(name)
+
+
+class Call(NamedTuple):
+    """A verb ready to be sent."""
+
+    script: Script
+    key: str
+    args: list[Any]
+    parse: Callable[[Any], Any]
+
+
+def _texts(items: Iterable[bytes]) -> list[str]:
+    return [item.decode() for item in items]
+
+
+def _enqueue_args(verb: Enqueue) -> list[Any]:
+    args: list[Any] = ["1" if verb.resend else ""]
+    shape: tuple[Any, ...] | None = None
+    size_at = 0
+    for job in verb.jobs:
+        kind, due = ("d", job.delay) if job.delay else ("a", job.due) if job.due else ("", 0)
+        checked = "1" if job.fingerprint else ""
+        new = (job.lane, job.priority, kind, due, checked)
+        if new != shape or args[size_at] == GROUP:
+            shape = new
+            args += new
+            size_at = len(args)
+            args.append(0)
+        args[size_at] += 1
+        args += (job.id, job.record, job.fingerprint) if checked else (job.id, job.record)
+    return args
+
+
+def _plain_enqueue_args(jobs: Sequence[NewJob], first: NewJob) -> list[Any] | None:
+    """As `_enqueue_args` for the common case, one group of fresh jobs that are ready at once; None for any other."""
+    if len(jobs) > GROUP:
+        return None
+    args: list[Any] = ["", first.lane, first.priority, "", 0, "", len(jobs)]
+    for job in jobs:
+        if job.fingerprint or job.delay or job.due or job.priority != first.priority or job.lane != first.lane:
+            return None
+        args += (job.id, job.record)
+    return args
+
+
+def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    args = _plain_enqueue_args(verb.jobs, verb.jobs[0]) if verb.jobs and not verb.resend else None
+
+    def parse(reply: Any) -> Enqueued:
+        return Enqueued(reply[0], _texts(reply[1]), _texts(reply[2]))
+
+    return "enqueue", _enqueue_args(verb) if args is None else args, parse
+
+
+def _heartbeat_args(verb: Beat) -> list[Any]:
+    args: list[Any] = []
+    for beat in verb.beats:
+        hash_ = ""
+        if beat.tasks is not None:
+            digest = hashlib.sha1("\n".join(sorted(beat.tasks)).encode(), usedforsecurity=False).hexdigest()
+            hash_ = digest if beat.tasks else "none"
+        tasks = sorted(beat.tasks or ())
+        args += (beat.incarnation, beat.lease, hash_, len(tasks), *tasks)
+        args += ("" if beat.held is None else beat.held, beat.claim_seq)
+        args += ("",) if beat.held_ids is None else (len(beat.held_ids), *beat.held_ids)
+    return args
+
+
+def _beat(verb: Beat) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    def parse(reply: Any) -> Beaten:
+        return Beaten(
+            reply[0],
+            [
+                Orders(bool(lost), _texts(cancel), held, _texts(unknown), bool(tasks))
+                for lost, cancel, held, unknown, tasks in reply[1:]
+            ],
+        )
+
+    return "beat", _heartbeat_args(verb), parse
+
+
+def _claimed(reply: Any) -> Claimed:
+    now, next_at, ids, records, flat = reply
+    tallies = dict(zip(_texts(flat[::2]), _texts(flat[1::2]), strict=True)) if flat else {}
+    jobs = list(zip(map(bytes.decode, ids), records, strict=True))
+    return Claimed(now, jobs, tallies, None if next_at == b"" else next_at)
+
+
+def _claim(verb: Claim) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    main, process = verb.slots
+    return "claim", [verb.incarnation, verb.seq, main, process, "1" if verb.trial else ""], _claimed
+
+
+def _group_of(one: Settlement) -> tuple[tuple[Any, ...], bytes | str]:
+    match one:
+        case Done():
+            return ("D", one.fence, one.ttl), one.ending
+        case Cancelled():
+            return ("C", one.fence, one.ttl), one.ending
+        case Retried():
+            return ("R", one.fence, one.delay), one.tally
+        case Released():
+            return ("L", one.fence, one.delay), one.tally
+        case Died():
+            return ("X", one.fence, 0), one.tally
+
+
+def _settle_args(verb: Settle) -> list[Any]:
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for one in verb.settlements:
+        if type(one) is Done:
+            shape: tuple[Any, ...] = ("D", one.fence, one.ttl)
+            value: bytes | str = one.ending
+        else:
+            shape, value = _group_of(one)
+        group = groups.get(shape)
+        if group is None:
+            group = groups[shape] = []
+        group += (one.id, value)
+    args: list[Any] = [verb.incarnation, verb.seq, verb.metrics]
+    for shape, items in groups.items():
+        for start in range(0, len(items), 2 * GROUP):
+            part = items[start : start + 2 * GROUP]
+            args += (*shape, len(part) // 2, *part)
+    return args
+
+
+def _settle(verb: Settle) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    def parse(reply: Any) -> Settled:
+        return Settled(reply[0], reply[1], _texts(reply[2:]))
+
+    return "settle", _settle_args(verb), parse
+
+
+def _retire(verb: Retire) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    def parse(reply: Any) -> Retired:
+        return Retired(*reply)
+
+    return "retire", [verb.incarnation, verb.reason, verb.detail], parse
+
+
+def _snapshot(queue: str, fields: Sequence[Any]) -> Snapshot:
+    id_, state, record, tally, ending, due, incarnation, started, finished = fields
+    name = state.decode()
+    if name == "ended":
+        try:
+            name = read_ending(ending).state
+        except StoreCorrupt:
+            name = "done"
+    return Snapshot(
+        queue,
+        id_.decode(),
+        State(name),
+        record if ending == b"" else None,
+        tally.decode(errors="replace"),
+        ending or None,
+        int(due) if due else None,
+        incarnation.decode() or None,
+        int(started) if started else None,
+        int(finished) if finished else None,
+    )
+
+
+def _get(verb: Get) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    def parse(reply: Any) -> Snapshot | None:
+        return _snapshot(verb.queue, reply) if reply else None
+
+    return "get", [verb.id], parse
+
+
+def _find(verb: Find) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    first, _, second = verb.cursor.partition(" ")
+
+    def parse(reply: Any) -> Found:
+        return Found(reply[0], [_snapshot(verb.queue, fields) for fields in reply[2:]], reply[1].decode())
+
+    return "find", [verb.state.value, min(max(verb.limit, 1), GROUP), first, second], parse
+
+
+def _act(verb: Act) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    names = {Cancel: "cancel", Replay: "replay", Delete: "delete", Pause: "pause", Resume: "resume"}
+    reason, ttl = (verb.action.reason, verb.action.ttl) if isinstance(verb.action, Cancel) else ("", 0)
+
+    def parse(reply: Any) -> Acted:
+        return Acted(reply[0], _texts(reply[1:]))
+
+    return "act", [names[type(verb.action)], reason, ttl, *verb.ids], parse
+
+
+def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    def parse(reply: Any) -> QueueStats:
+        now, ready, scheduled, parked, suspect, running, dead, workers, paused, totals = reply
+        return QueueStats(
+            now=now,
+            ready=list(ready),
+            scheduled=scheduled,
+            parked=dict(zip(_texts(parked[::2]), parked[1::2], strict=True)),
+            suspect=suspect,
+            running=running,
+            dead=dead,
+            workers=workers,
+            paused=bool(paused),
+            totals=dict(zip(_texts(totals[::2]), map(int, totals[1::2]), strict=True)),
+        )
+
+    return "stats", [], parse
+
+
+def _watch(verb: Watch) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    def parse(reply: Any) -> Watched:
+        return Watched(reply[0], list(zip(_texts(reply[1::2]), reply[2::2], strict=True)))
+
+    return "watch", [verb.cursor, min(max(verb.limit, 1), GROUP)], parse
+
+
+_FORMS: dict[type[Any], Callable[[Any], tuple[str, list[Any], Callable[[Any], Any]]]] = {
+    Enqueue: _enqueue,
+    Beat: _beat,
+    Claim: _claim,
+    Settle: _settle,
+    Retire: _retire,
+    Get: _get,
+    Find: _find,
+    Act: _act,
+    Stats: _stats,
+    Watch: _watch,
+}
+
+
+def queue_key(prefix: str, queue: str) -> str:
+    """Return P of `lua/_keys.lua`: what every key of a queue begins with."""
+    return f"{prefix}:{{{queue}}}:"
+
+
+def form(verb: Verb[Any], prefix: str, now: int | None) -> Call:
+    """Return the call that carries out a verb; ``now`` overrides the server's clock (tests only)."""
+    clock: list[Any] = ["" if now is None else now]
+    shared = queue_key(prefix, "spool")
+    match verb:
+        case Load():
+            return Call(script("documents"), shared, [*clock, "load", verb.kind, verb.cursor, GROUP], _loaded)
+        case Store():
+            body = ("", b"") if verb.body is None else ("1", verb.body)
+            wanted = "" if verb.if_version is None else verb.if_version
+            args = [*clock, "store", verb.kind, verb.key, *body, verb.ttl, wanted]
+            return Call(script("documents"), shared, args, _stored)
+        case _:
+            name, args, parse = _FORMS[type(verb)](verb)
+            return Call(script(name), queue_key(prefix, _queue_of(verb)), clock + args, parse)
+
+
+def _queue_of(verb: Any) -> str:
+    return verb.queue  # type: ignore[no-any-return] # every verb in _FORMS has one
+
+
+def wait_call(prefix: str, queue: str, channel: str, ids: Sequence[str]) -> Call:
+    """Return the call that registers ``channel`` with jobs; its reply is what `read_waits` reads."""
+    return Call(script("wait"), queue_key(prefix, queue), ["", channel, *ids], list)
+
+
+def read_waits(queue: str, reply: Any) -> dict[str, Snapshot | None]:
+    """Return id -> snapshot of jobs that have ended; None where the caller must look with `Get`."""
+    return {
+        id_.decode(): ended(queue, id_.decode(), ending) if kind == b"ended" else None
+        for id_, kind, ending in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+    }
+
+
+def ended(queue: str, id_: str, ending: bytes) -> Snapshot:
+    """Return the snapshot of a job that ended as done or cancelled."""
+    return _snapshot(queue, (id_.encode(), b"ended", b"", b"", ending, b"", b"", b"", b""))
+
+
+def _stored(reply: Any) -> Stored:
+    return Stored(*reply)
+
+
+def _loaded(reply: Any) -> Loaded:
+    rows = zip(reply[2::3], reply[3::3], reply[4::3], strict=True)
+    return Loaded(reply[0], [Document(key.decode(), version, body) for key, version, body in rows], reply[1].decode())

@@ -1,0 +1,194 @@
+"""Waiting for the end of jobs in Redis: a subscription that is told, and a look now and then if a word was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any, Final
+
+import redis.exceptions
+
+from spool.broker.scripts import ended, queue_key, read_waits, wait_call
+from spool.broker.wire import asend, mapped, send
+from spool.errors import BrokerUnavailable, SpoolError
+from spool.job import Snapshot, new_id
+
+#: Seconds after which a waiter asks again: a notice can be lost, and a registration lasts 60 s.
+RECHECK: Final = 2.0
+#: Seconds for which a failing store is asked again before those who wait are told.
+PATIENCE: Final = 5.0
+
+
+class Mailbox:
+    """A subscription with which one thread at a time waits for the end of a job."""
+
+    def __init__(self, client: Any, prefix: str, url: str) -> None:
+        self._client, self._prefix, self._url = client, prefix, url
+        self._channel = f"{prefix}:ended:{new_id()}"
+        self._pubsub: Any = client.pubsub(ignore_subscribe_messages=True)
+        self._subscribed = False
+
+    def wait(self, queue: str, id_: str, deadline: float | None) -> Snapshot | str:
+        """Return the job's end, "look" if the caller must `Get` it, or "late" at the deadline (monotonic)."""
+        with mapped(self._url):
+            if not self._subscribed:
+                self._pubsub.subscribe(self._channel)
+                self._subscribed = True
+            while True:
+                call = wait_call(self._prefix, queue, self._channel, [id_])
+                found = read_waits(queue, send(self._client, call))
+                if id_ in found:
+                    return found[id_] or "look"
+                told = self._listen(queue, id_, deadline)
+                if told is not None:
+                    return told
+                if deadline is not None and time.monotonic() >= deadline:
+                    return "late"
+
+    def _listen(self, queue: str, id_: str, deadline: float | None) -> Snapshot | str | None:
+        until = time.monotonic() + RECHECK
+        until = until if deadline is None else min(until, deadline)
+        while (left := until - time.monotonic()) > 0:
+            message = self._pubsub.get_message(timeout=left)
+            if message is not None and message["type"] == "message":
+                key, name, ending = message["data"].split(b"\n", 2)
+                if key == queue_key(self._prefix, queue).encode() and name == id_.encode():
+                    return ended(queue, id_, ending) if ending else "look"
+        return None
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._pubsub.close()
+
+
+class Post:
+    """One subscription for all of an event loop's coroutines that wait for the end of a job."""
+
+    def __init__(self, client: Any, prefix: str, url: str) -> None:
+        self._client, self._prefix, self._url = client, prefix, url
+        self._channel = f"{prefix}:ended:{new_id()}"
+        self._pubsub: Any = None
+        self._waits: dict[tuple[str, str], list[asyncio.Future[Snapshot | None]]] = {}
+        self._fresh: set[tuple[str, str]] = set()
+        self._poke = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def wait(self, queue: str, id_: str, timeout: float | None) -> Snapshot | str:
+        """As `Mailbox.wait`, with a timeout in seconds."""
+        future: asyncio.Future[Snapshot | None] = asyncio.get_running_loop().create_future()
+        key = (queue, id_)
+        self._waits.setdefault(key, []).append(future)
+        self._fresh.add(key)
+        self._poke.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._serve(), name="spool-results")
+        try:
+            await asyncio.wait([future], timeout=timeout)
+            return (future.result() or "look") if future.done() else "late"
+        finally:
+            self._forget(key, future)
+
+    def _forget(self, key: tuple[str, str], future: asyncio.Future[Snapshot | None]) -> None:
+        waiting = self._waits.get(key, [])
+        if future in waiting:
+            waiting.remove(future)
+        if not waiting:
+            self._waits.pop(key, None)
+            self._fresh.discard(key)
+        future.cancel()
+        if not self._waits and self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def _answer(self, queue: str, found: dict[str, Snapshot | None]) -> None:
+        for id_, snapshot in found.items():
+            for future in self._waits.get((queue, id_), ()):
+                if not future.done():
+                    future.set_result(snapshot)
+
+    async def _serve(self) -> None:
+        """Register new waits as they come, listen, and look again now and then, for as long as anybody waits."""
+        failing = 0.0
+        while True:
+            try:
+                with mapped(self._url):
+                    if self._pubsub is None:
+                        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+                        await self._pubsub.subscribe(self._channel)
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._register())
+                        group.create_task(self._listen())
+            except (SpoolError, ExceptionGroup) as raised:
+                error = _first(raised)
+                await self._drop()
+                failing = failing or time.monotonic()
+                if not isinstance(error, BrokerUnavailable) or time.monotonic() - failing > PATIENCE:
+                    self._fail(error)
+                    return
+                await asyncio.sleep(0.2)
+            else:
+                failing = 0.0
+
+    async def _register(self) -> None:
+        again = time.monotonic() + RECHECK
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poke.wait(), max(again - time.monotonic(), 0.001))
+            self._poke.clear()
+            due = time.monotonic() >= again
+            keys, self._fresh = list(self._waits) if due else list(self._fresh), set()
+            by_queue: dict[str, list[str]] = {}
+            for queue, id_ in keys:
+                by_queue.setdefault(queue, []).append(id_)
+            for queue, ids in by_queue.items():
+                for start in range(0, len(ids), 1000):
+                    call = wait_call(self._prefix, queue, self._channel, ids[start : start + 1000])
+                    with mapped(self._url):
+                        self._answer(queue, read_waits(queue, await asend(self._client, call)))
+            if due:
+                again = time.monotonic() + RECHECK
+
+    async def _listen(self) -> None:
+        while True:
+            with mapped(self._url):
+                message = await self._pubsub.get_message(timeout=60.0)
+            if message is not None and message["type"] == "message":
+                key, name, ending = message["data"].split(b"\n", 2)
+                queue, id_ = key.decode()[len(self._prefix) + 2 : -2], name.decode()
+                self._answer(queue, {id_: ended(queue, id_, ending) if ending else None})
+
+    def _fail(self, error: SpoolError) -> None:
+        self._task = None
+        for futures in list(self._waits.values()):
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+
+    async def _drop(self) -> None:
+        pubsub, self._pubsub = self._pubsub, None
+        self._fresh.update(self._waits)
+        if pubsub is not None:
+            with contextlib.suppress(redis.exceptions.RedisError, OSError):
+                await pubsub.aclose()
+
+    async def close(self) -> None:
+        """Tell those who wait that the broker was closed, and give the connection back."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._fail(BrokerUnavailable(f"the broker {self._url} was closed"))
+        await self._drop()
+
+
+def _first(raised: SpoolError | ExceptionGroup[Exception]) -> SpoolError:
+    """Return the error of ours in what a task group raised; anything else is a bug and is raised."""
+    error: Exception = raised
+    while isinstance(error, ExceptionGroup):
+        group: ExceptionGroup[Exception] = error
+        error = group.exceptions[0]
+    if not isinstance(error, SpoolError):
+        raise error
+    return error

@@ -55,6 +55,10 @@ class RedisBroker:
                 f"the prefix {self.prefix!r} in {self.url} is not usable: one or more characters, no {{}} or spaces"
             )
         scheme = _SCHEMES.get(parts.scheme, parts.scheme)
+        if scheme != "unix" and not (parts.path.strip("/") or "0").isdigit():
+            raise ConfigError(
+                f"cannot use the broker URL {self.url}: {parts.path!r} is no database; allowed is a number"
+            )
         self._target = f"{scheme}://{parts.netloc}{parts.path}" + (f"?{urlencode(query)}" if query else "")
         self._clock = clock
         self._closed = False
@@ -74,13 +78,13 @@ class RedisBroker:
         self._checked = False
 
     def _options(self) -> dict[str, Any]:
-        return {
+        options: dict[str, Any] = {
             "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
             "socket_timeout": 5.0,
             "socket_connect_timeout": 3.0,
-            "socket_keepalive": True,
             "protocol": 2,
         }
+        return options if self._target.startswith("unix:") else options | {"socket_keepalive": True}
 
     def _client(self) -> Any:
         if self._closed:

@@ -183,12 +183,11 @@ class Post:
         await self._drop()
 
 
-def _first(raised: SpoolError | ExceptionGroup[Exception]) -> SpoolError:
+def _first(raised: Exception) -> SpoolError:
     """Return the error of ours in what a task group raised; anything else is a bug and is raised."""
-    error: Exception = raised
-    while isinstance(error, ExceptionGroup):
-        group: ExceptionGroup[Exception] = error
-        error = group.exceptions[0]
-    if not isinstance(error, SpoolError):
-        raise error
-    return error
+    nested: Any = getattr(raised, "exceptions", None)
+    if nested:
+        return _first(nested[0])
+    if not isinstance(raised, SpoolError):
+        raise raised
+    return raised

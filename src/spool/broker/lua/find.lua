@@ -88,13 +88,14 @@ local function recent(kind)
     local entries = redis.call('XREVRANGE', key, from, '-', 'COUNT', 20)
     for _, entry in ipairs(entries) do
       local ids = {}
-      for line in string.gmatch(entry[2][4], '[^\n]+') do table.insert(ids, 1, line) end
+      for line in string.gmatch(entry[2][4], '[^\n]+') do ids[#ids + 1] = line end
       for i = skip + 1, #ids do
         if #reply - 2 == limit or read == 1000 then return end
         cursor = entry[1] .. ' ' .. i
-        if string.sub(ids[i], 1, 1) == kind then
+        local line = ids[#ids + 1 - i] -- the latest first
+        if string.sub(line, 1, 1) == kind then
           read = read + 1
-          local id = string.sub(ids[i], 2)
+          local id = string.sub(line, 2)
           local ending = redis.call('GET', P .. 'end:' .. id)
           if ending and redis.call('HEXISTS', P .. 'jobs', id) == 0 then
             reply[#reply + 1] = {id, state, '', '', ending, '', '', '', ''}

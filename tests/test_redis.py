@@ -1,0 +1,465 @@
+"""What is special to the Redis broker: servers that fail or refuse, connections, waiting, and where keys lie."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import pytest
+import redis
+
+from spool import errors
+from spool.broker import (
+    Act,
+    Beat,
+    Cancel,
+    Claim,
+    Delete,
+    Died,
+    Done,
+    Enqueue,
+    Find,
+    Get,
+    Heartbeat,
+    Load,
+    NewJob,
+    Pause,
+    Released,
+    Replay,
+    Resume,
+    Retire,
+    Retried,
+    Settle,
+    Stats,
+    Store,
+    Watch,
+    connect,
+)
+from spool.broker.redis import RedisBroker
+from spool.job import (
+    NIL,
+    Attempt,
+    Ending,
+    Record,
+    State,
+    Tally,
+    encode_ending,
+    encode_record,
+    new_id,
+    write_tally,
+)
+from tests.redis_server import RedisServer
+
+EMPTY = msgspec.Raw(msgspec.msgpack.encode([[], {}]))
+
+
+def new_job(task: str = "task", payload: msgspec.Raw = EMPTY, **where: int) -> NewJob:
+    record = Record(1, task, where.get("priority", 2), where.get("lane", 0), 3, "", 0, payload)
+    return NewJob(new_id(), encode_record(record), **where)
+
+
+def done(id_: str, fence: int) -> Done:
+    return Done(id_, fence, encode_ending(Ending(1, "done", "task", "", 0, 0, 0, 1, NIL)))
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    """Wait for what another process does; fails after a time no machine needs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.001)
+
+
+async def auntil(condition, seconds: float = 10.0) -> None:
+    """As `until`, letting the loop run."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def broker(redis_url) -> Iterator[RedisBroker]:
+    broker = RedisBroker(redis_url)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def client(redis_url) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def start_worker(broker: RedisBroker, name: str = "w", lease: int = 10_000) -> None:
+    broker.call(Beat("q", [Heartbeat(name, lease, tasks=("task",))]))
+
+
+class TestBadServers:
+    def test_nobody_listens(self):
+        broker = connect("redis://user:secret@127.0.0.1:1/0")
+        began = time.monotonic()
+        with pytest.raises(errors.BrokerUnavailable) as caught:
+            broker.call(Stats("q"))
+        assert time.monotonic() - began < 4
+        assert "redis://user:***@127.0.0.1:1/0" in str(caught.value)
+        assert "secret" not in str(caught.value)
+        assert not caught.value.answered
+
+    async def test_nobody_listens_async(self):
+        broker = connect("redis://127.0.0.1:1/0")
+        with pytest.raises(errors.BrokerUnavailable, match=r"redis://127\.0\.0\.1:1/0"):
+            await broker.acall(Stats("q"))
+        await broker.aclose()
+
+    def test_a_server_that_is_silent_is_given_up(self, redis_server):
+        broker = RedisBroker(redis_server.url + "?socket_timeout=0.3")
+        broker.call(Stats("q"))
+        redis_server.pause()
+        try:
+            with pytest.raises(errors.BrokerUnavailable):
+                broker.call(Stats("q"))
+        finally:
+            redis_server.resume()
+        assert broker.call(Stats("q")).running == 0
+        broker.close()
+
+    def test_wrong_password(self):
+        with RedisServer(None, "--requirepass", "right") as server:
+            for url in (server.url, server.url.replace("//", "//:wrong@")):
+                broker = connect(url)
+                with pytest.raises(errors.BrokerRefused, match="refused") as caught:
+                    broker.call(Stats("q"))
+                assert "wrong@" not in str(caught.value)
+                broker.close()
+
+    def test_read_only_replica(self, redis_server):
+        with RedisServer(None, "--replicaof", "127.0.0.1", str(redis_server.port)) as server:
+            broker = connect(server.url)
+            with pytest.raises(errors.BrokerRefused, match="replica"):
+                broker.call(Enqueue("q", [new_job()]))
+            broker.close()
+
+    def test_eviction_of_any_key_is_refused(self):
+        with RedisServer(None, "--maxmemory-policy", "allkeys-lru") as server:
+            broker = connect(server.url)
+            with pytest.raises(errors.BrokerRefused, match="allkeys-lru"):
+                broker.call(Stats("q"))
+            broker.close()
+
+    def test_eviction_of_results_is_warned_about(self):
+        with RedisServer(None, "--maxmemory-policy", "volatile-ttl") as server:
+            broker = connect(server.url)
+            with pytest.warns(RuntimeWarning, match="volatile-ttl"):
+                broker.call(Stats("q"))
+            broker.close()
+
+    def test_a_newer_layout_is_refused(self, redis_url, client):
+        client.set("spool:{spool}:layout", 99)
+        broker = connect(redis_url)
+        with pytest.raises(errors.StoreCorrupt, match="99"):
+            broker.call(Stats("q"))
+        broker.close()
+
+    def test_restarted_server_is_found_again(self):
+        with RedisServer() as server:
+            broker = connect(server.url)
+            broker.call(Enqueue("q", [new_job()]))
+            server.kill()
+            with pytest.raises(errors.BrokerUnavailable):
+                broker.call(Stats("q"))
+            server.restart()
+            assert broker.call(Stats("q")).ready == [0, 0, 0, 0, 0]
+            broker.close()
+
+    def test_forgotten_scripts_are_sent_again(self, broker, client):
+        broker.call(Stats("q"))
+        client.script_flush()
+        assert broker.call(Stats("q")).running == 0
+
+    @pytest.mark.parametrize("query", ["?prefix=", "?prefix=a{b}", "?prefix=a b"])
+    def test_unusable_prefix(self, query):
+        if query == "?prefix=":
+            assert RedisBroker("redis://h/0" + query).prefix == "spool"
+            return
+        with pytest.raises(errors.ConfigError, match="prefix"):
+            RedisBroker("redis://h/0" + query)
+
+    @pytest.mark.parametrize("url", ["redis://h:port/0", "redis://h/zero", "redis://h/0?socket_timeout=soon"])
+    def test_unusable_url(self, url):
+        with pytest.raises(errors.ConfigError):
+            RedisBroker(url).call(Stats("q"))
+
+
+class TestFullMemory:
+    def test_enqueue_is_refused_and_running_work_settles(self):
+        with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+            broker = RedisBroker(server.url)
+            start_worker(broker)
+            jobs = [new_job() for _ in range(6)]
+            broker.call(Enqueue("q", jobs))
+            broker.call(Claim("q", "w", 1, (2, 0)))
+            client.config_set("maxmemory", 1)
+            with pytest.raises(errors.BrokerFull, match="maxmemory"):
+                broker.call(Enqueue("q", [new_job()]))
+            start_worker(broker)
+            claimed = broker.call(Claim("q", "w", 2, (3, 0)))
+            assert [id_ for id_, _ in claimed.jobs] == [job.id for job in jobs[2:5]]
+            tally = write_tally(Tally(attempts=1), [Attempt(1, "died", 1, 2, "w", "E")])
+            ends = [done(jobs[0].id, 1), Died(jobs[1].id, 1, tally), Retried(jobs[2].id, 2, tally, 10)]
+            assert broker.call(Settle("q", "w", 1, ends, b"metrics")).accepted == 3
+            assert broker.call(Retire("q", "w", "crashed", "SIGKILL")).handed_back == 2
+            stats = broker.call(Stats("q"))
+            assert (sum(stats.ready), stats.scheduled, stats.running, stats.dead) == (3, 1, 0, 1)
+            assert stats.totals["done"] == 1
+            assert stats.totals["enqueued"] == 6
+            broker.close()
+
+
+class TestConnections:
+    def test_unix_socket(self, redis_server):
+        broker = connect(redis_server.unix_url)
+        assert broker.call(Stats("q")).dead == 0
+        broker.close()
+
+    def test_valkey_scheme(self, redis_url):
+        broker = connect(redis_url.replace("redis://", "valkey://"))
+        assert broker.call(Stats("q")).dead == 0
+        broker.close()
+
+    def test_prefixes_are_apart(self, redis_url):
+        one, two = connect(redis_url + "?prefix=one"), connect(redis_url + "?prefix=two")
+        one.call(Enqueue("q", [new_job()]))
+        assert sum(one.call(Stats("q")).ready) == 1
+        assert sum(two.call(Stats("q")).ready) == 0
+        one.close()
+        two.close()
+
+    def test_a_loop_after_another(self, broker):
+        async def one() -> int:
+            stats = await broker.acall(Stats("q"))
+            await broker._loops.pop(asyncio.get_running_loop())[0].aclose(close_connection_pool=True)
+            return stats.dead
+
+        assert [asyncio.run(one()) for _ in range(3)] == [0, 0, 0]
+
+    def test_threads_share_a_broker(self, broker):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: broker.call(Enqueue("q", [new_job()])), range(200)))
+        assert sum(broker.call(Stats("q")).ready) == 200
+
+    def test_a_forked_child_has_its_own_connections(self, broker):
+        broker.call(Enqueue("q", [new_job()]))
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            broker.call(Enqueue("q", [new_job() for _ in range(5)]))
+            os.write(writing, b"%d" % sum(broker.call(Stats("q")).ready))
+            os._exit(0)
+        assert os.read(reading, 10) == b"6"
+        os.waitpid(child, 0)
+        assert sum(broker.call(Stats("q")).ready) == 6
+        os.close(reading)
+        os.close(writing)
+
+    def test_a_closed_broker_says_so(self, redis_url):
+        broker = connect(redis_url)
+        broker.close()
+        with pytest.raises(errors.BrokerUnavailable, match="closed"):
+            broker.call(Stats("q"))
+
+    async def test_many_calls_at_once_share_few_connections(self, broker, client):
+        before = client.info("clients")["connected_clients"]
+        await asyncio.gather(*(broker.acall(Enqueue("q", [new_job()])) for _ in range(500)))
+        assert client.info("clients")["connected_clients"] - before <= 51
+        assert sum((await broker.acall(Stats("q"))).ready) == 500
+        await broker.aclose()
+
+
+def finish(broker: RedisBroker, seq: int = 1, name: str = "w") -> list[str]:
+    """Run what is ready."""
+    claimed = broker.call(Claim("q", name, seq, (1000, 0)))
+    broker.call(Settle("q", name, seq, [done(id_, seq) for id_, _ in claimed.jobs]))
+    return [id_ for id_, _ in claimed.jobs]
+
+
+class TestWaiting:
+    async def test_a_thousand_waiters_cost_a_few_commands(self, broker, client):
+        start_worker(broker)
+        jobs = [new_job() for _ in range(1000)]
+        await broker.acall(Enqueue("q", jobs))
+        client.config_resetstat()
+        waiting = asyncio.gather(*(broker.aended("q", job.id, 30) for job in jobs))
+
+        def looks() -> int:
+            return client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+
+        await auntil(lambda: looks() >= 2)  # the registration, and a look again
+        assert client.hlen("spool:{q}:waiters") == 1000
+        assert looks() <= 4
+        await asyncio.to_thread(finish, broker)
+        ended = await waiting
+        assert {snapshot.state for snapshot in ended} == {State.DONE}
+        assert [snapshot.id for snapshot in ended] == [job.id for job in jobs]
+        assert client.exists("spool:{q}:waiters") == 0
+        await broker.aclose()
+
+    async def test_a_lost_subscription_is_made_again(self, broker, client):
+        start_worker(broker)
+        job = new_job()
+        await broker.acall(Enqueue("q", [job]))
+        waiting = asyncio.create_task(broker.aended("q", job.id, 30))
+        await auntil(lambda: client.hlen("spool:{q}:waiters"))
+        client.client_kill_filter(_type="pubsub")
+        await asyncio.to_thread(finish, broker)
+        ended = await waiting
+        assert ended is not None
+        assert ended.state is State.DONE
+        await broker.aclose()
+
+    async def test_waiters_are_told_when_the_store_stays_away(self):
+        with RedisServer() as server:
+            broker = RedisBroker(server.url)
+            job = new_job()
+            await broker.acall(Enqueue("q", [job]))
+            waiting = asyncio.create_task(broker.aended("q", job.id))
+            with redis.Redis.from_url(server.url) as client:
+                await auntil(lambda: client.hlen("spool:{q}:waiters"))
+            server.kill()
+            with pytest.raises(errors.BrokerUnavailable):
+                await waiting
+            await broker.aclose()
+
+    def test_threads_wait_side_by_side(self, broker, client):
+        start_worker(broker)
+        jobs = [new_job() for _ in range(8)]
+        broker.call(Enqueue("q", jobs))
+        with ThreadPoolExecutor(8) as pool:
+            waiting = [pool.submit(broker.ended, "q", job.id, 30) for job in jobs]
+            until(lambda: client.hlen("spool:{q}:waiters") == 8)
+            finish(broker)
+            assert [one.result().id for one in waiting] == [job.id for job in jobs]
+
+    def test_two_clients_wait_for_one_job(self, redis_url, broker, client):
+        start_worker(broker)
+        job, other = new_job(), RedisBroker(redis_url)
+        broker.call(Enqueue("q", [job]))
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(one.ended, "q", job.id, 30) for one in (broker, other)]
+            until(lambda: b" " in (client.hget("spool:{q}:waiters", job.id) or b""))
+            finish(broker)
+            assert [one.result().state for one in waiting] == [State.DONE, State.DONE]
+        other.close()
+
+    async def test_an_enqueue_wakes_an_idle_worker(self, broker):
+        waiting = asyncio.create_task(broker.await_work(["q", "other"], 30))
+        await broker.acall(Stats("q"))
+        await broker.acall(Enqueue("other", [new_job()]))
+        await asyncio.wait_for(waiting, 10)
+        await broker.aclose()
+
+
+class TestKeys:
+    def scenario(self, broker: RedisBroker) -> None:
+        """Send every verb, and reach every branch of the scripts that has keys of its own."""
+        start_worker(broker)
+        jobs = [new_job() for _ in range(5)] + [new_job("unknown"), new_job(lane=1), new_job(delay=60_000)]
+        broker.call(Enqueue("q", jobs))
+        keyed = NewJob("mine", encode_record(Record(1, "task", 2, 0, 3, "f", 0, EMPTY)), fingerprint="f", due=1)
+        broker.call(Enqueue("q", [keyed]))
+        broker.call(Enqueue("q", [keyed], resend=True))
+        ids = [id_ for id_, _ in broker.call(Claim("q", "w", 1, (10, 1))).jobs]
+        broker.call(Claim("q", "w", 1, (10, 1)))
+        tally = write_tally(Tally(attempts=1), [Attempt(1, "died", 1, 2, "w", "E")])
+        ends = [done(ids[0], 1), Died(ids[1], 1, tally), Retried(ids[2], 1, tally, 0), Released(ids[3], 1, tally)]
+        broker.call(Settle("q", "w", 1, ends, b"m"))
+        broker.call(Claim("q", "w", 2, (0, 0), trial=True))
+        broker.call(Act("q", Cancel("no"), [ids[4], jobs[-1].id]))
+        broker.call(Beat("q", [Heartbeat("w", held=0, held_ids=(), claim_seq=9), Heartbeat("v", tasks=("unknown",))]))
+        broker.call(Claim("q", "v", 1, (10, 1)))
+        broker.call(Retire("q", "v", "crashed"))
+        broker.call(Beat("q", [Heartbeat("v")]))
+        for state in State:
+            broker.call(Find("q", state))
+        for id_ in ids:
+            broker.call(Get("q", id_))
+        broker.call(Act("q", Replay(), ids))
+        broker.call(Act("q", Delete(), ids))
+        broker.call(Act("q", Pause()))
+        broker.call(Act("q", Resume()))
+        broker.call(Watch("q"))
+        broker.call(Stats("q"))
+        broker.ended("q", "nobody", 0)
+        for kind in ("worker", "queue"):
+            broker.call(Load(kind))
+        broker.call(Store("worker", "w", b"row", ttl=1000))
+        broker.call(Store("worker", "w", None))
+
+    def test_a_script_touches_the_slot_of_its_queue_alone(self, broker, client):
+        self.scenario(broker)  # the server knows the scripts from here on, and monitor shows them by name
+        client.flushdb()
+        with client.monitor() as monitor:
+            self.scenario(broker)
+            client.echo("the end")
+            tag, touched = None, set()
+            for entry in monitor.listen():
+                words = entry["command"].split(" ")
+                if words[0] == "ECHO":
+                    break
+                if words[0] == "EVALSHA":
+                    tag = words[3].partition("{")[2].partition("}")[0]
+                elif entry["client_type"] == "lua" and words[0].upper() not in {"TIME", "PUBLISH"}:
+                    key = words[1]
+                    assert f":{{{tag}}}:" in key, entry["command"]
+                    touched.add(key.partition("}:")[2].split(":")[0])
+        assert touched >= {"jobs", "ready", "scheduled", "dead", "parked", "run", "leases", "retiring", "gone", "wake"}
+        assert touched >= {"tally", "cancel", "meta", "totals", "end", "recent", "metrics", "tasks", "inc", "doc"}
+
+    def test_a_queue_at_rest_leaves_only_bounded_keys(self, broker, client):
+        start_worker(broker)
+        broker.call(Enqueue("q", [new_job() for _ in range(50)]))
+        finish(broker)
+        broker.call(Retire("q", "w"))
+        left = {key.decode().partition("}:")[2] for key in client.keys("spool:*") if client.ttl(key) == -1}
+        assert left == {"meta", "totals", "gone", "layout", "queues"}
+
+    def test_the_index_of_endings_is_bounded(self, broker, client):
+        start_worker(broker)
+        for seq in range(1, 13):
+            broker.call(Enqueue("q", [new_job() for _ in range(1000)]))
+            finish(broker, seq)
+        kept = sum(int(fields[b"n"]) for _, fields in client.xrange("spool:{q}:recent"))
+        assert 10_000 <= kept < 12_000
+        page = broker.call(Find("q", State.DONE, limit=1000))
+        found = [job.id for job in page.jobs]
+        while page.cursor:
+            page = broker.call(Find("q", State.DONE, cursor=page.cursor, limit=1000))
+            found += [job.id for job in page.jobs]
+        assert len(found) == len(set(found)) == kept
+
+
+class TestManyAtOnce:
+    def test_claimers_never_share_a_job(self, broker):
+        broker.call(Enqueue("q", [new_job() for _ in range(2000)]))
+        taken: list[str] = []
+        lock = threading.Lock()
+
+        def work(name: str) -> None:
+            start_worker(broker, name)
+            seq = 0
+            while True:
+                seq += 1
+                claimed = broker.call(Claim("q", name, seq, (17, 0)))
+                if not claimed.jobs:
+                    return
+                with lock:
+                    taken.extend(id_ for id_, _ in claimed.jobs)
+                broker.call(Settle("q", name, seq, [done(id_, seq) for id_, _ in claimed.jobs]))
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, [f"w{n}" for n in range(6)]))
+        assert len(taken) == len(set(taken)) == 2000
+        assert broker.call(Stats("q")).totals["done"] == 2000

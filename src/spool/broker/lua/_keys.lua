@@ -9,7 +9,7 @@
 -- P..scheduled     zset    id by due time
 -- P..dead          zset    id by time of death              bounded by count and age (settle.lua)
 -- P..parked        set     task names that have parked jobs
--- P..parked:<task> zset    id by place
+-- P..parked:<task> zset    id by place; a suspect's place is negative
 -- P..run:<inc>     hash    id -> "<seq>:<lane>:<started>:<place>"   what an incarnation holds; gone when it is retired
 -- P..leases        zset    incarnation by end of its lease
 -- P..inc:<inc>     hash    claim, settle (last seqs), reply (of that settle), lease, tasks; gone when it is retired
@@ -80,6 +80,25 @@ local function fields_of(body)
     if after < 0 then break end
   end
   return fields
+end
+
+-- "done" or "cancelled"; of damaged bytes nil.
+local function state_of(ending)
+  local at = string.byte(ending, 1) == 0xdc and 5 or 3
+  local kind = string.byte(ending, at)
+  if kind == 0xa4 and string.sub(ending, at + 1, at + 4) == 'done' then return 'done' end
+  if kind == 0xa9 and string.sub(ending, at + 1, at + 9) == 'cancelled' then return 'cancelled' end
+  return nil
+end
+
+-- As HMGET, for more fields than a Lua stack has room for.
+local function hmget(key, fields)
+  local values = {}
+  for first = 1, #fields, 1000 do
+    local last = math.min(first + 999, #fields)
+    for i, value in ipairs(redis.call('HMGET', key, unpack(fields, first, last))) do values[first + i - 1] = value end
+  end
+  return values
 end
 
 local function count(name, n)

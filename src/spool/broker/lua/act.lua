@@ -27,7 +27,7 @@ function act.cancel(id, body)
   if not body then return false end
   if unqueue(id, body) then
     local ending = ending_of(id, body)
-    redis.call('SET', P .. 'end:' .. id, ending, 'PX', ttl)
+    keep(id, ending, ttl)
     forget(id)
     cancelled[#cancelled + 1] = id
     tell({id}, {ending})

@@ -37,13 +37,15 @@ local function beat(inc, lease, hash, names, seq, ids)
   redis.call('HSET', row, 'lease', lease)
   if hash ~= '' then
     redis.call('HSET', row, 'tasks', hash)
-    if #names > 0 then redis.call('SADD', P .. 'tasks:' .. hash, unpack(names)) end
+    for first = 1, #names, 1000 do
+      redis.call('SADD', P .. 'tasks:' .. hash, unpack(names, first, math.min(first + 999, #names)))
+    end
   end
   hash = redis.call('HGET', row, 'tasks')
   local stated = hash and (redis.call('PEXPIRE', P .. 'tasks:' .. hash, math.max(3600000, 10 * lease)) == 1 or hash == 'none')
   if ids then unknown = reconcile(inc, seq, ids) end
   if #wishes > 0 then
-    local entries = redis.call('HMGET', P .. 'run:' .. inc, unpack(wishes))
+    local entries = hmget(P .. 'run:' .. inc, wishes)
     for i, id in ipairs(wishes) do
       if entries[i] then cancel[#cancel + 1] = id end
     end

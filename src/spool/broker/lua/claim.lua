@@ -82,7 +82,9 @@ local function unpark()
     local flat = budget > 0 and redis.call('ZPOPMIN', key, budget) or {}
     for i = 1, #flat, 2 do
       local _, _, lane = head_of(redis.call('HGET', P .. 'jobs', flat[i]) or '')
-      redis.call('ZADD', LANES[lane], flat[i + 1], flat[i])
+      local place = tonumber(flat[i + 1])
+      if place < 0 then lane, place = 2, -place end
+      redis.call('ZADD', LANES[lane], place, flat[i])
     end
     budget = budget - #flat / 2
     if redis.call('EXISTS', key) == 0 then redis.call('SREM', P .. 'parked', task) end
@@ -126,7 +128,7 @@ local function take(lane, most)
         repairs = repairs + 1
       elseif task and not knows[task] then
         redis.call('SADD', P .. 'parked', task)
-        redis.call('ZADD', P .. 'parked:' .. task, flat[2 * i], id)
+        redis.call('ZADD', P .. 'parked:' .. task, lane == 2 and -tonumber(flat[2 * i]) or flat[2 * i], id)
         parked = parked + 1
       else
         ids[#ids + 1], bodies[#bodies + 1] = id, body

@@ -5,19 +5,20 @@
 local resend, at = ARGV[2] == '1', 3
 local existing, conflicts, added, soonest, roused = {}, {}, 0, nil, false
 
--- The fingerprint under which an id is known to this queue, or nil. An ending has it where a record has its priority+1.
+-- The fingerprint under which an id is known to this queue, or nil; empty where it cannot be read.
 local function known(id)
   local body = redis.call('HGET', P .. 'jobs', id)
   if body then return fields_of(body)[6] end
   local ending = redis.call('GET', P .. 'end:' .. id)
   if not ending then return nil end
-  local offset, value = string.byte(ending, 1) == 0xdc and 3 or 1, ''
-  for _ = 1, 4 do
+  local offset, fields = string.byte(ending, 1) == 0xdc and 3 or 1, {}
+  for i = 1, 4 do
     local ok, after, element = pcall(cmsgpack.unpack_one, ending, offset)
-    if not ok then return '' end
-    offset, value = after, element
+    if not ok or after < 0 then return '' end
+    offset, fields[i] = after, element
   end
-  return value
+  local readable = state_of(ending) and type(fields[4]) == 'string'
+  return readable and fields[4] or ''
 end
 
 while at <= #ARGV do

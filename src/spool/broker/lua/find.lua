@@ -82,7 +82,7 @@ end
 
 -- The index holds done and cancelled together; the cursor is the entry, and how many of its ids were read.
 local function recent(kind)
-  local key, read = P .. 'recent', 0
+  local key, read, listed = P .. 'recent', 0, {}
   local from, skip = c1 == '' and '+' or c1, tonumber(c2) or 0
   while true do
     local entries = redis.call('XREVRANGE', key, from, '-', 'COUNT', 20)
@@ -97,7 +97,9 @@ local function recent(kind)
           read = read + 1
           local id = string.sub(line, 2)
           local ending = redis.call('GET', P .. 'end:' .. id)
-          if ending and redis.call('HEXISTS', P .. 'jobs', id) == 0 then
+          local current = ending and (state_of(ending) or state) == state and not listed[id]
+          if current and redis.call('HEXISTS', P .. 'jobs', id) == 0 then
+            listed[id] = true
             reply[#reply + 1] = {id, state, '', '', ending, '', '', '', ''}
           end
         end

@@ -18,7 +18,7 @@ local tallied = redis.call('EXISTS', P .. 'tally') == 1
 local wished = redis.call('EXISTS', P .. 'cancel') == 1
 
 local function finish(ids, endings, kind, ttl)
-  for i, id in ipairs(ids) do redis.call('SET', P .. 'end:' .. id, endings[i], 'PX', ttl) end
+  for i, id in ipairs(ids) do keep(id, endings[i], ttl) end
   redis.call('HDEL', P .. 'jobs', unpack(ids))
   if tallied then redis.call('HDEL', P .. 'tally', unpack(ids)) end
   if wished then redis.call('HDEL', P .. 'cancel', unpack(ids)) end
@@ -93,7 +93,8 @@ while at <= #ARGV do
   end
 end
 
-local reply = {now, accepted, unpack(refused)}
+local reply = {now, accepted}
+for _, id in ipairs(refused) do reply[#reply + 1] = id end
 if alive then
   redis.call('HSET', row, 'settle', seq, 'reply', cmsgpack.pack(reply))
   if ARGV[4] ~= '' then

@@ -238,14 +238,6 @@ class TestConnections:
         one.close()
         two.close()
 
-    def test_a_loop_after_another(self, broker):
-        async def one() -> int:
-            stats = await broker.acall(Stats("q"))
-            await broker._loops.pop(asyncio.get_running_loop())[0].aclose(close_connection_pool=True)
-            return stats.dead
-
-        assert [asyncio.run(one()) for _ in range(3)] == [0, 0, 0]
-
     def test_threads_share_a_broker(self, broker):
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: broker.call(Enqueue("q", [new_job()])), range(200)))
@@ -271,10 +263,11 @@ class TestConnections:
         with pytest.raises(errors.BrokerUnavailable, match="closed"):
             broker.call(Stats("q"))
 
-    async def test_many_calls_at_once_share_few_connections(self, broker, client):
+    async def test_many_calls_at_once_share_a_connection(self, broker, client):
+        await broker.acall(Stats("q"))
         before = client.info("clients")["connected_clients"]
         await asyncio.gather(*(broker.acall(Enqueue("q", [new_job()])) for _ in range(500)))
-        assert client.info("clients")["connected_clients"] - before <= 51
+        assert client.info("clients")["connected_clients"] == before
         assert sum((await broker.acall(Stats("q"))).ready) == 500
         await broker.aclose()
 

@@ -10,24 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
-import redis.asyncio
 import redis.backoff
+import redis.connection
 import redis.exceptions
 import redis.retry
 
 from spool.broker import Beat, Enqueue, Get, Verb
+from spool.broker.line import Address, Line
 from spool.broker.scripts import Call, form, queue_key
 from spool.broker.waits import Mailbox, Post
-from spool.broker.wire import asend, hidden, mapped, send
+from spool.broker.wire import hidden, mapped, send
 from spool.errors import BrokerRefused, BrokerUnavailable, ConfigError, StoreCorrupt
 from spool.job import Snapshot
 
@@ -35,8 +37,6 @@ R = TypeVar("R")
 
 LAYOUT: Final = 1
 _SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
-#: Connections of one loop at most; further calls wait for a free one.
-_POOL: Final = 50
 
 
 class RedisBroker:
@@ -69,9 +69,7 @@ class RedisBroker:
 
     def _reset(self) -> None:
         self._sync: Any = None
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, Post]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._lock = threading.Lock()
         self._mailboxes: list[Mailbox] = []
         self._announced: set[str] = set()
@@ -103,19 +101,26 @@ class RedisBroker:
         except (ValueError, TypeError, redis.exceptions.RedisError) as error:
             raise ConfigError(f"cannot use the broker URL {self.url}: {error}") from error
 
-    def _loop(self) -> tuple[Any, Post]:
+    def _here(self) -> _Loop:
         if self._closed:
             raise BrokerUnavailable(f"the broker {self.url} was closed")
         running = asyncio.get_running_loop()
         mine = self._loops.get(running)
         if mine is None:
-            library: Any = redis.asyncio
-            pool = library.BlockingConnectionPool.from_url(
-                self._target, max_connections=_POOL, timeout=10, **self._options()
-            )
-            client = library.Redis.from_pool(pool)
-            mine = self._loops[running] = (client, Post(client, self.prefix, self.url))
+            self._sweep()
+            with self._configured():
+                address = _address(self._target, self._options())
+            line = Line(address)
+            mine = self._loops[running] = _Loop(line, Line(address), Post(line, address, self.prefix, self.url))
         return mine
+
+    def _sweep(self) -> None:
+        """Forget loops that ended without `aclose`."""
+        for loop in [loop for loop in list(self._loops) if loop.is_closed()]:
+            mine = self._loops.pop(loop, None)
+            if mine is not None:
+                for line in (mine.line, mine.idle, mine.post.ears):
+                    line.abandon()
 
     def call(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.call`."""
@@ -132,15 +137,15 @@ class RedisBroker:
 
     async def acall(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.acall`."""
-        client, _ = self._loop()
+        line = self._here().line
         with mapped(self.url):
             if not self._checked:
-                await self._acheck(client)
+                await asyncio.to_thread(self._check, self._client())
             if isinstance(verb, Enqueue | Beat) and verb.queue not in self._announced:
-                await client.sadd(queue_key(self.prefix, "spool") + "queues", verb.queue)
+                await line.send("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
                 self._announced.add(verb.queue)
             call = self._form(verb)
-            reply: R = call.parse(await asend(client, call))
+            reply: R = call.parse(await line.run(call))
         return reply
 
     def _form(self, verb: Verb[Any]) -> Call:
@@ -153,13 +158,6 @@ class RedisBroker:
         key = queue_key(self.prefix, "spool") + "layout"
         client.set(key, LAYOUT, nx=True)
         self._judge_layout(client.get(key))
-
-    async def _acheck(self, client: Any) -> None:
-        with contextlib.suppress(redis.exceptions.NoPermissionError):
-            self._judge(await client.info())
-        key = queue_key(self.prefix, "spool") + "layout"
-        await client.set(key, LAYOUT, nx=True)
-        self._judge_layout(await client.get(key))
 
     def _judge(self, info: dict[str, Any]) -> None:
         version = str(info.get("redis_version", "6.2"))
@@ -206,18 +204,24 @@ class RedisBroker:
 
     async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         """Wait for a job's end; see `Broker.aended`."""
-        found = await self._loop()[1].wait(queue, id, timeout)
+        found = await self._here().post.wait(queue, id, timeout)
         if isinstance(found, Snapshot):
             return found
         return None if found == "late" else await self.acall(Get(queue, id))
 
     async def await_work(self, queues: Sequence[str], timeout: float) -> None:
         """Wait for a token; see `Broker.await_work`."""
-        if timeout > 0:
-            client, _ = self._loop()
-            keys = [queue_key(self.prefix, queue) + "wake" for queue in queues]
+        if timeout <= 0:
+            return
+        idle = self._here().idle
+        keys = [queue_key(self.prefix, queue) + "wake" for queue in queues]
+        try:
             with mapped(self.url):
-                await client.blpop(keys, timeout=max(timeout, 0.001))
+                await idle.send("BLPOP", *keys, max(timeout, 0.001))
+        except asyncio.CancelledError:
+            # The server would go on waiting for us, and give a token to nobody.
+            await idle.reset()
+            raise
 
     def close(self) -> None:
         """Close what belongs to threads; loops close their own (`aclose`)."""
@@ -226,6 +230,7 @@ class RedisBroker:
             mailboxes, self._mailboxes = self._mailboxes, []
         for mailbox in mailboxes:
             mailbox.close()
+        self._sweep()
         if self._sync is not None:
             self._sync.close()
 
@@ -233,11 +238,46 @@ class RedisBroker:
         """Close this loop's connections, and those of threads."""
         mine = self._loops.pop(asyncio.get_running_loop(), None)
         if mine is not None:
-            client, post = mine
-            await post.close()
-            await client.aclose()
-            await client.connection_pool.disconnect()
+            await mine.post.close()
+            await mine.idle.close()
+            await mine.line.close()
         self.close()
+
+
+class _Loop(NamedTuple):
+    """What belongs to one event loop: connections for calls and to block for work on, and who waits for results."""
+
+    line: Line
+    idle: Line
+    post: Post
+
+
+def _address(url: str, options: dict[str, Any]) -> Address:
+    """Return what a URL of the Redis library says. Raises `ValueError`."""
+    library: Any = redis.connection
+    given: dict[str, Any] = options | library.parse_url(url)
+    secure = given.get("connection_class") is library.SSLConnection
+    return Address(
+        host=given.get("host", "localhost"),
+        port=int(given.get("port", 6379)),
+        path=given.get("path", ""),
+        database=int(given.get("db", 0)),
+        username=given.get("username") or "",
+        password=given.get("password") or "",
+        tls=_tls(given) if secure else None,
+        connect_timeout=float(given["socket_connect_timeout"]),
+        timeout=float(given["socket_timeout"]),
+    )
+
+
+def _tls(given: dict[str, Any]) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=given.get("ssl_ca_certs"), capath=given.get("ssl_ca_path"))
+    required = str(given.get("ssl_cert_reqs", "required")).lower()
+    context.check_hostname = required != "none" and str(given.get("ssl_check_hostname", True)).lower() != "false"
+    context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL}.get(required, ssl.CERT_REQUIRED)
+    if given.get("ssl_certfile"):
+        context.load_cert_chain(given["ssl_certfile"], given.get("ssl_keyfile"), given.get("ssl_password"))
+    return context
 
 
 class _Forget:

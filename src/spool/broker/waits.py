@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
-import redis.exceptions
-
+from spool.broker.line import Address, Line
 from spool.broker.scripts import ended, queue_key, read_waits, wait_call
-from spool.broker.wire import asend, mapped, send
+from spool.broker.wire import mapped, send
 from spool.errors import BrokerUnavailable, SpoolError
 from spool.job import Snapshot, new_id
 
@@ -65,10 +65,10 @@ class Mailbox:
 class Post:
     """One subscription for all of an event loop's coroutines that wait for the end of a job."""
 
-    def __init__(self, client: Any, prefix: str, url: str) -> None:
-        self._client, self._prefix, self._url = client, prefix, url
+    def __init__(self, line: Line, address: Address, prefix: str, url: str) -> None:
+        self._line, self._prefix, self._url = line, prefix, url
         self._channel = f"{prefix}:ended:{new_id()}"
-        self._pubsub: Any = None
+        self.ears = Line(address, self._channel, self._hear)
         self._waits: dict[tuple[str, str], list[asyncio.Future[Snapshot | None]]] = {}
         self._fresh: set[tuple[str, str]] = set()
         self._poke = asyncio.Event()
@@ -101,62 +101,52 @@ class Post:
             self._task.cancel()
             self._task = None
 
-    def _answer(self, queue: str, found: dict[str, Snapshot | None]) -> None:
-        for id_, snapshot in found.items():
-            for future in self._waits.get((queue, id_), ()):
-                if not future.done():
-                    future.set_result(snapshot)
-
     async def _serve(self) -> None:
-        """Register new waits as they come, listen, and look again now and then, for as long as anybody waits."""
+        """Register new waits as they come, and look at all of them now and then, for as long as anybody waits."""
         failing = 0.0
         while True:
+            self._poke.clear()
+            keys = set(self._waits)
             try:
                 with mapped(self._url):
-                    if self._pubsub is None:
-                        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
-                        await self._pubsub.subscribe(self._channel)
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(self._register())
-                        group.create_task(self._listen())
-            except (SpoolError, ExceptionGroup) as raised:
-                error = _first(raised)
-                await self._drop()
+                    await self.ears.send("PING")  # subscribes at first, and again where the connection was lost
+                while keys:
+                    self._fresh -= keys
+                    await self._register(keys)
+                    failing = 0.0
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._poke.wait(), RECHECK)
+                    self._poke.clear()
+                    keys = set(self._fresh)
+            except BrokerUnavailable as error:
                 failing = failing or time.monotonic()
-                if not isinstance(error, BrokerUnavailable) or time.monotonic() - failing > PATIENCE:
-                    self._fail(error)
-                    return
+                if time.monotonic() - failing > PATIENCE:
+                    return self._fail(error)
                 await asyncio.sleep(0.2)
-            else:
-                failing = 0.0
+            except SpoolError as error:
+                return self._fail(error)
 
-    async def _register(self) -> None:
-        again = time.monotonic() + RECHECK
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poke.wait(), max(again - time.monotonic(), 0.001))
-            self._poke.clear()
-            due = time.monotonic() >= again
-            keys, self._fresh = list(self._waits) if due else list(self._fresh), set()
-            by_queue: dict[str, list[str]] = {}
-            for queue, id_ in keys:
-                by_queue.setdefault(queue, []).append(id_)
-            for queue, ids in by_queue.items():
-                for start in range(0, len(ids), 1000):
-                    call = wait_call(self._prefix, queue, self._channel, ids[start : start + 1000])
-                    with mapped(self._url):
-                        self._answer(queue, read_waits(queue, await asend(self._client, call)))
-            if due:
-                again = time.monotonic() + RECHECK
+    async def _register(self, keys: Iterable[tuple[str, str]]) -> None:
+        by_queue: dict[str, list[str]] = {}
+        for queue, id_ in keys:
+            by_queue.setdefault(queue, []).append(id_)
+        for queue, ids in by_queue.items():
+            for start in range(0, len(ids), 1000):
+                call = wait_call(self._prefix, queue, self._channel, ids[start : start + 1000])
+                with mapped(self._url):
+                    found = read_waits(queue, await self._line.run(call))
+                for id_, snapshot in found.items():
+                    self._answer(queue, id_, snapshot)
 
-    async def _listen(self) -> None:
-        while True:
-            with mapped(self._url):
-                message = await self._pubsub.get_message(timeout=60.0)
-            if message is not None and message["type"] == "message":
-                key, name, ending = message["data"].split(b"\n", 2)
-                queue, id_ = key.decode()[len(self._prefix) + 2 : -2], name.decode()
-                self._answer(queue, {id_: ended(queue, id_, ending) if ending else None})
+    def _hear(self, message: bytes) -> None:
+        key, name, ending = message.split(b"\n", 2)
+        queue, id_ = key.decode()[len(self._prefix) + 2 : -2], name.decode()
+        self._answer(queue, id_, ended(queue, id_, ending) if ending else None)
+
+    def _answer(self, queue: str, id_: str, snapshot: Snapshot | None) -> None:
+        for future in self._waits.get((queue, id_), ()):
+            if not future.done():
+                future.set_result(snapshot)
 
     def _fail(self, error: SpoolError) -> None:
         self._task = None
@@ -164,13 +154,6 @@ class Post:
             for future in futures:
                 if not future.done():
                     future.set_exception(error)
-
-    async def _drop(self) -> None:
-        pubsub, self._pubsub = self._pubsub, None
-        self._fresh.update(self._waits)
-        if pubsub is not None:
-            with contextlib.suppress(redis.exceptions.RedisError, OSError):
-                await pubsub.aclose()
 
     async def close(self) -> None:
         """Tell those who wait that the broker was closed, and give the connection back."""
@@ -180,14 +163,4 @@ class Post:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._fail(BrokerUnavailable(f"the broker {self._url} was closed"))
-        await self._drop()
-
-
-def _first(raised: Exception) -> SpoolError:
-    """Return the error of ours in what a task group raised; anything else is a bug and is raised."""
-    nested: Any = getattr(raised, "exceptions", None)
-    if nested:
-        return _first(nested[0])
-    if not isinstance(raised, SpoolError):
-        raise raised
-    return raised
+        await self.ears.close()

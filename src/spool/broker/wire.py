@@ -21,20 +21,16 @@ from spool.errors import (
 )
 
 
+class ServerError(Exception):
+    """What a server answered in place of a reply, as it said it."""
+
+
 def send(client: Any, call: Call) -> Any:
     """Send a script through a `redis.Redis`, by name, and in full if the server does not know it; return its reply."""
     try:
         return client.evalsha(call.script.sha, 1, call.key, *call.args)
     except redis.exceptions.NoScriptError:
         return client.eval(call.script.source, 1, call.key, *call.args)
-
-
-async def asend(client: Any, call: Call) -> Any:
-    """As `send`, through a `redis.asyncio.Redis`."""
-    try:
-        return await client.evalsha(call.script.sha, 1, call.key, *call.args)
-    except redis.exceptions.NoScriptError:
-        return await client.eval(call.script.source, 1, call.key, *call.args)
 
 
 def hidden(url: str) -> str:
@@ -49,7 +45,7 @@ def hidden(url: str) -> str:
 #: Beginnings or parts of a server's error, and what they mean to a caller.
 _REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "invalid password", "invalid username", "AUTH <password>")
 _AGAIN = ("LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "max number of clients", "UNKILLABLE")
-_SILENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError, TimeoutError)
+_SILENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
 
 
 def translate(url: str, error: Exception) -> BrokerError:
@@ -82,7 +78,7 @@ def mapped(url: str) -> Generator[None]:
     """Raise what goes wrong inside as one of our errors."""
     try:
         yield
-    except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-        if isinstance(error, SpoolError):
-            raise
+    except SpoolError:  # before the next line: one of them is a TimeoutError too
+        raise
+    except (ServerError, redis.exceptions.RedisError, OSError) as error:
         raise translate(url, error) from error

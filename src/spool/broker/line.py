@@ -1,0 +1,248 @@
+"""A connection to Redis for one event loop, on which any number of calls are under way at once.
+
+Commands are answered in the order in which they are sent, so callers need no connection of their own and no pool: each
+writes at once and awaits its place in the line of replies. That, and no work per call but packing and parsing (both in
+hiredis), is what makes a single enqueue cost a fifth of what it costs through a pool of connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import warnings
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, cast
+
+import hiredis
+import msgspec
+
+from spool.broker.scripts import Call
+from spool.broker.wire import ServerError
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a server is and how to enter. Times in seconds."""
+
+    host: str = "localhost"
+    port: int = 6379
+    path: str = ""
+    """Of a Unix socket, instead of host and port."""
+    database: int = 0
+    username: str = ""
+    password: str = ""
+    tls: ssl.SSLContext | None = None
+    connect_timeout: float = 3.0
+    timeout: float = 5.0
+
+
+#: Bytes of buffer that a parser keeps between replies: enough for an ordinary claim, little enough to forget about.
+_BUFFER: Final = 256 * 1024
+
+
+_library: Any = hiredis
+_pack: Callable[[Any], bytes] = _library.pack_command  # annotated there for one element alone
+
+
+class Line:
+    """A pipelined connection, made when it is needed and again when it was lost. Belongs to the loop it is used in.
+
+    Every call ends within the address's timeout, with a reply or an error: `ServerError` for what the server says,
+    `OSError` when it cannot be reached, does not answer in time or goes away, after which the call may have been
+    carried out. Nothing is sent twice.
+
+    With a ``channel`` it is a subscription: ``hear`` gets each message, and the only command is PING.
+    """
+
+    def __init__(self, address: Address, channel: str = "", hear: Callable[[bytes], None] | None = None) -> None:
+        self._address = address
+        self._channel, self._hear = channel, hear
+        self._wire: _Wire | None = None
+        self._connecting: asyncio.Task[_Wire] | None = None
+        self._closed = False
+
+    async def run(self, call: Call) -> Any:
+        """Send a script by name, and in full if the server does not know it."""
+        script = call.script
+        try:
+            return await self.send("EVALSHA", script.sha, "1", call.key, *call.args)
+        except ServerError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+        return await self.send("EVAL", script.source, "1", call.key, *call.args)
+
+    async def send(self, *command: str | bytes | float) -> Any:
+        """Send one command and return its reply."""
+        wire = self._wire
+        if wire is None or wire.lost:
+            wire = await self._connected()
+        if wire.writable is not None:
+            await wire.writable
+        reply = await wire.send(command)
+        if isinstance(reply, ServerError):
+            raise reply
+        return reply
+
+    async def _connected(self) -> _Wire:
+        if self._closed:
+            raise ConnectionError("the connection was closed")
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect(), name="spool-connect")
+            self._connecting.add_done_callback(self._settled)
+        # Shielded: one caller that gives up must not take the connection from the others.
+        return await asyncio.shield(self._connecting)
+
+    def _settled(self, task: asyncio.Task[_Wire]) -> None:
+        self._connecting = None
+        if not task.cancelled() and task.exception() is None:
+            self._wire = task.result()
+
+    async def _connect(self) -> _Wire:
+        address, loop = self._address, asyncio.get_running_loop()
+
+        def make() -> _Wire:
+            return _Wire(loop, address.timeout, self._hear)
+
+        async with asyncio.timeout(address.connect_timeout):
+            if address.path:
+                _, wire = await loop.create_unix_connection(make, address.path)
+            else:
+                _, wire = await loop.create_connection(make, address.host, address.port, ssl=address.tls)
+            try:
+                await self._enter(wire)
+            except BaseException:
+                wire.abort()
+                raise
+        return wire
+
+    async def _enter(self, wire: _Wire) -> None:
+        address = self._address
+        commands: list[tuple[str, ...]] = []
+        if address.password:
+            user = (address.username,) if address.username else ()
+            commands.append(("AUTH", *user, address.password))
+        if address.database:
+            commands.append(("SELECT", str(address.database)))
+        if self._channel:
+            commands.append(("SUBSCRIBE", self._channel))
+        for reply in [await wire.send(command) for command in commands]:
+            if isinstance(reply, ServerError):
+                raise reply
+
+    async def reset(self) -> None:
+        """Drop the connection; calls under way fail with `OSError`, later ones make a new one."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.abort()
+            await wire.gone
+
+    def abandon(self) -> None:
+        """Let go of a connection whose loop has ended without closing it."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            # The last reference to the transport closes its socket, and would complain that the loop did not.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                wire.drop()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way fail with `OSError`, and so does every later one."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        await self.reset()
+
+
+class _Wire(asyncio.Protocol):
+    """The two ends of one connection: what was sent and waits for a reply, and the parser of replies."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, timeout: float, hear: Callable[[bytes], None] | None = None
+    ) -> None:
+        self._loop = loop
+        self._timeout = timeout
+        self._hear = hear
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._reader = hiredis.Reader(protocolError=ConnectionError, replyError=ServerError)
+        self._reader.setmaxbuf(_BUFFER)
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.writable: asyncio.Future[None] | None = None
+        """Set while the server takes no more; to be awaited before sending."""
+        self.gone: asyncio.Future[None] = loop.create_future()
+        self.lost = False
+
+    def send(self, command: tuple[str | bytes | float, ...]) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        if self._transport is None or self.lost:
+            future.set_exception(ConnectionError("the connection was lost"))
+            return future
+        self._waiting.append((future, monotonic()))
+        self._transport.write(_pack(command))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout, self._watch)
+        return future
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        reader, waiting = self._reader, self._waiting
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                if self._hear is not None and not isinstance(reply, ServerError) and reply[0] == b"message":
+                    self._hear(reply[2])
+                    continue
+                future, _ = waiting.popleft()
+                if not future.done():
+                    future.set_result(reply)
+        except (ConnectionError, IndexError) as error:
+            self._lose(ConnectionError(f"the server does not speak the Redis protocol: {error}"))
+
+    def pause_writing(self) -> None:
+        self.writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self.writable = self.writable, None
+        if writable is not None:
+            writable.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose(exc or ConnectionError("the server closed the connection"))
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    def drop(self) -> None:
+        self.lost, self._transport = True, None
+
+    def abort(self) -> None:
+        self._lose(ConnectionError("the connection was closed"))
+
+    def _watch(self) -> None:
+        """One timer for all calls under way: they are answered in order, so the first one is the oldest."""
+        self._timer = None
+        if not self._waiting:
+            return
+        left = self._waiting[0][1] + self._timeout - monotonic()
+        if left <= 0:
+            self._lose(TimeoutError(f"no answer within {self._timeout:g} s"))
+        else:
+            self._timer = self._loop.call_later(left, self._watch)
+
+    def _lose(self, error: Exception) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        self.resume_writing()
+        while self._waiting:
+            future, _ = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # whoever awaits it sees it; nobody has to

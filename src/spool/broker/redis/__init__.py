@@ -1,4 +1,4 @@
-"""Jobs in Redis or Valkey. The verbs are `spool.broker.scripts`; waiting is `spool.broker.waits`.
+"""Jobs in Redis or Valkey. The verbs are `spool.broker.redis.scripts`; waiting is `spool.broker.redis.waits`.
 
 Connections belong to one process and, for the async ones, to one loop: both are looked up at every call, so that
 threads, several loops and forks each get their own. The Redis library retries nothing by itself: only a caller knows
@@ -26,10 +26,10 @@ import redis.exceptions
 import redis.retry
 
 from spool.broker import Beat, Enqueue, Get, Verb
-from spool.broker.line import Address, Line
-from spool.broker.scripts import Call, form, queue_key
-from spool.broker.waits import Mailbox, Post
-from spool.broker.wire import hidden, mapped, send
+from spool.broker.redis.line import Address, Line
+from spool.broker.redis.scripts import Call, form, queue_key
+from spool.broker.redis.waits import Mailbox, Post
+from spool.broker.redis.wire import hidden, mapped, send
 from spool.errors import BrokerRefused, BrokerUnavailable, ConfigError, StoreCorrupt
 from spool.job import Snapshot
 

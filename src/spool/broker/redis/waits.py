@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from spool.broker.line import Address, Line
-from spool.broker.scripts import ended, queue_key, read_waits, wait_call
-from spool.broker.wire import mapped, send
+from spool.broker.redis.line import Address, Line
+from spool.broker.redis.scripts import ended, queue_key, read_waits, wait_call
+from spool.broker.redis.wire import mapped, send
 from spool.errors import BrokerUnavailable, SpoolError
 from spool.job import Snapshot, new_id
 

@@ -18,8 +18,8 @@ from typing import Any, Final, cast
 import hiredis
 import msgspec
 
-from spool.broker.scripts import Call
-from spool.broker.wire import ServerError
+from spool.broker.redis.scripts import Call
+from spool.broker.redis.wire import ServerError
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import redis.exceptions
 
-from spool.broker.scripts import Call
+from spool.broker.redis.scripts import Call
 from spool.errors import (
     BrokerError,
     BrokerFull,

@@ -60,7 +60,7 @@ class Script:
     """One Lua file with what it includes, under its SHA-1 (EVALSHA's name for it)."""
 
     def __init__(self, name: str) -> None:
-        folder = importlib.resources.files("spool.broker") / "lua"
+        folder = importlib.resources.files("spool.broker.redis") / "lua"
         text = (folder / f"{name}.lua").read_text("utf-8")
         header = re.match(r"-- include: (.+)\n", text)
         parts = header.group(1).split(", ") if header else []

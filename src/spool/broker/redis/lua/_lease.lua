@@ -38,6 +38,7 @@ local function hand_back(id, entry, inc, reason, detail)
     if numbers[4] >= most then
       target, place, error_type, message = P .. 'dead', now, 'WorkerCrashed', detail
       count('dead', 1)
+      redis.call('HDEL', P .. 'cancel', id)
       tell({id})
     elseif numbers[4] >= 2 then
       target = LANES[2]

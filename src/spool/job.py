@@ -173,6 +173,8 @@ class Ending(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 NO_TALLY: Final = Tally()
+#: What decoding raises: the latter for data nested so deep that none of our clients wrote it.
+_UNREADABLE: Final = (msgspec.MsgspecError, RecursionError)
 _decode_tally = msgspec.json.Decoder(Tally).decode
 _decode_attempts = msgspec.json.Decoder(Attempt).decode_lines
 _encode_json = msgspec.json.Encoder().encode
@@ -189,7 +191,7 @@ def read_tally(text: str) -> tuple[Tally, list[Attempt]]:
     try:
         tally = _decode_tally(head)
         attempts = _decode_attempts(lines)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise StoreCorrupt(f"a job's tally cannot be read: {error}") from error
     if tally.version > VERSION:
         raise StoreCorrupt(f"a job's tally has layout {tally.version}; this release knows up to {VERSION}")
@@ -266,7 +268,7 @@ def read_record(body: bytes) -> Record:
     """Decode a record. Raises `StoreCorrupt` when it is damaged or of a newer layout."""
     try:
         record = _decode_record(body)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise StoreCorrupt(f"a job's record cannot be decoded: {error}") from error
     if record.version > VERSION:
         raise StoreCorrupt(f"a job's record has layout {record.version}; this release knows up to {VERSION}")
@@ -277,7 +279,7 @@ def read_ending(body: bytes) -> Ending:
     """Decode an ending. Raises `StoreCorrupt` when it is damaged or of a newer layout."""
     try:
         ending = _decode_ending(body)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise StoreCorrupt(f"a job's ending cannot be decoded: {error}") from error
     if ending.version > VERSION:
         raise StoreCorrupt(f"a job's ending has layout {ending.version}; this release knows up to {VERSION}")
@@ -287,7 +289,7 @@ def read_ending(body: bytes) -> Ending:
 def _plain(raw: msgspec.Raw) -> Any:
     try:
         return msgspec.msgpack.decode(raw)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return None
 
 
@@ -308,7 +310,7 @@ def view(snapshot: Snapshot) -> Job:
         try:
             args, kwargs = msgspec.msgpack.decode(record.payload)
             arguments = (args, kwargs)
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        except (*_UNREADABLE, ValueError, TypeError) as error:
             damage = damage or f"the arguments cannot be decoded: {error}"
     priority = record.priority if record else ending.priority if ending else 2
     return Job(

@@ -1,9 +1,14 @@
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import redis
 
 from tests.redis_server import RedisServer
+
+# How long one example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("spool", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("spool")
 
 
 @pytest.fixture(scope="session")

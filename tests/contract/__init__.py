@@ -1,0 +1,1 @@
+"""One suite for every broker: each test takes a sentence of the contract in `spool.broker` at its word."""

@@ -1,0 +1,292 @@
+"""`Act`: every action on a job of every state."""
+
+import pytest
+
+from spool.broker import Cancel, Delete, Pause, Replay, Resume
+from spool.job import NIL, Ending, State, read_ending, read_tally
+from tests.contract.driver import CORRUPT, Driver, job, jobs, tally, until
+from tests.contract.test_enqueue import (
+    into_cancelled,
+    into_dead,
+    into_done,
+    into_parked,
+    into_ready,
+    into_running,
+    into_scheduled,
+    into_suspect,
+)
+
+STATES = [
+    into_ready,
+    into_scheduled,
+    into_running,
+    into_parked,
+    into_suspect,
+    into_dead,
+    into_done,
+    into_cancelled,
+]
+NOT_STARTED = {State.SCHEDULED, State.READY, State.PARKED, State.SUSPECT}
+
+
+def bring(q: Driver, into) -> State:
+    q.beat("w")
+    q.enqueue(job("a", fingerprint="f", delay=5000 if into is into_scheduled else 0))
+    state = into(q)
+    assert q.state("a") == state
+    return state
+
+
+@pytest.mark.parametrize("into", STATES)
+def test_cancel_ends_what_has_not_started(q, into):
+    state = bring(q, into)
+    before = q.dump()
+    changed = q.act(Cancel(reason="no longer needed"), "a")
+    if state in NOT_STARTED:
+        assert changed == ["a"]
+        assert q.ids(State.CANCELLED) == ["a"]
+        assert q.ids(state) == []
+        assert q.totals()["cancelled"] == 1
+        assert read_ending(q.get("a").ending).reason == "no longer needed"
+    elif state is State.RUNNING:
+        assert changed == ["a"]
+        assert q.dump() == before
+        assert q.beat("w")[0].cancel == ["a"]
+    else:
+        assert changed == []
+        assert q.dump() == before
+
+
+@pytest.mark.parametrize("into", STATES)
+def test_replay_puts_dead_jobs_back(q, into):
+    state = bring(q, into)
+    before = q.dump()
+    changed = q.act(Replay(), "a")
+    if state is State.DEAD:
+        assert changed == ["a"]
+        assert (q.ids(State.READY), q.ids(State.DEAD)) == (["a"], [])
+        assert q.totals()["replayed"] == 1
+    else:
+        assert changed == []
+        assert q.dump() == before
+
+
+@pytest.mark.parametrize("into", STATES)
+def test_delete_forgets_all_but_running_ones(q, into):
+    state = bring(q, into)
+    before = q.dump()
+    changed = q.act(Delete(), "a")
+    if state is State.RUNNING:
+        assert changed == []
+        assert q.dump() == before
+    else:
+        assert changed == ["a"]
+        assert q.get("a") is None
+        assert q.ids(state) == []
+        assert q.totals()["deleted"] == 1
+
+
+@pytest.mark.parametrize("into", STATES)
+@pytest.mark.parametrize("action", [Cancel(), Replay(), Delete()])
+def test_sent_twice_it_does_nothing_twice(q, into, action):
+    bring(q, into)
+    q.act(action, "a")
+    before = q.dump()
+    assert q.act(action, "a") == []
+    assert q.dump() == before
+
+
+@pytest.mark.parametrize("action", [Cancel(), Replay(), Delete(), Pause(), Resume()])
+def test_unknown_ids_are_passed_over(q, action):
+    assert q.act(action, "never", "nowhere") == []
+    assert q.totals() == {}
+    assert q.get("never") is None
+
+
+def test_the_ids_that_changed_come_in_the_order_given(q):
+    q.worker("w", "b", "a")
+    q.enqueue("c", "d", "e")
+    q.settle("w", q.done("a"))
+    assert q.act(Cancel(), "e", "never", "b", "a", "c") == ["e", "b", "c"]
+
+
+def test_an_id_named_twice_changes_once(q):
+    q.enqueue("a")
+    assert q.act(Cancel(), "a", "a") == ["a"]
+    assert q.totals()["cancelled"] == 1
+
+
+def test_a_thousand_ids_in_one_call(q):
+    q.enqueue(*jobs(1000))
+    ids = [each.id for each in jobs(1000)]
+    assert q.act(Cancel(), *ids) == ids
+    assert sorted(q.ids(State.CANCELLED, 1000)) == ids
+
+
+def test_the_ending_of_a_cancelled_job_says_what_it_was(q):
+    q.worker("w", job("a", priority=1, fingerprint="f"))
+    text = tally(attempts=5, failures=1)
+    q.settle("w", q.retried("a", delay=100, text=text))
+    q.clock.advance(7)
+    q.act(Cancel(reason='why "not"\n☃'), "a")
+    ended: Ending = read_ending(q.get("a").ending)
+    assert (ended.version, ended.state, ended.task, ended.fingerprint) == (1, "cancelled", "t", "f")
+    assert (ended.created, ended.finished, ended.attempts) == (1_700_000_000_000, q.clock.wall, 5)
+    assert (ended.result, ended.reason, ended.tally, ended.priority) == (NIL, 'why "not"\n☃', text, 1)
+
+
+def test_the_ending_of_a_damaged_job_can_be_read(q):
+    q.enqueue(job("a", body=CORRUPT))
+    assert q.act(Cancel(), "a") == ["a"]
+    ended = read_ending(q.get("a").ending)
+    assert (ended.state, ended.task, ended.finished) == ("cancelled", "", q.clock.wall)
+
+
+def test_a_cancelled_job_is_remembered_for_its_ttl(q):
+    q.enqueue(job("a", fingerprint="f"), job("b", fingerprint="f"))
+    q.act(Cancel(ttl=30), "a")
+    q.act(Cancel(ttl=60_000), "b")
+    q.clock.advance(40)
+    until(lambda: q.get("a") is None)
+    assert q.enqueue(job("a", fingerprint="g"), job("b", fingerprint="g")).conflicts == ["b"]
+
+
+def test_a_job_cancelled_with_no_ttl_is_not_remembered(q):
+    q.enqueue("a")
+    assert q.act(Cancel(ttl=0), "a") == ["a"]
+    assert q.get("a") is None
+    assert q.ids(State.CANCELLED) == []
+    assert q.totals()["cancelled"] == 1
+
+
+def test_a_cancelled_job_is_not_handed_out(q):
+    q.beat("w")
+    q.enqueue("a", "b", "c", job("d", delay=5))
+    q.act(Cancel(), "b", "d")
+    q.clock.advance(10)
+    assert q.take("w") == ["a", "c"]
+
+
+def test_a_job_with_a_noted_wish_can_be_cancelled_once_it_is_back(q):
+    q.worker("w", "a")
+    q.act(Cancel(reason="first"), "a")
+    q.settle("w", q.retried("a", delay=500))
+    assert q.act(Cancel(reason="second"), "a") == ["a"]
+    assert q.state("a") == State.CANCELLED
+
+
+def test_a_dead_job_has_no_wish_left_when_it_is_replayed(q):
+    q.worker("w", "a")
+    q.act(Cancel(), "a")
+    q.settle("w", q.died("a"))
+    q.act(Replay(), "a")
+    q.take("w")
+    assert q.beat("w")[0].cancel == []
+
+
+def test_replay_goes_to_the_tail_of_its_priority(q):
+    q.worker("w", job("x", priority=1), "a")
+    q.settle("w", q.died("x"), q.died("a"))
+    q.enqueue("b", "c")
+    assert q.act(Replay(), "a", "x") == ["a", "x"]
+    assert q.take("w") == ["x", "b", "c", "a"]
+
+
+def test_replay_keeps_the_lane(q):
+    q.worker("w", job("a", lane=1))
+    q.settle("w", q.died("a"))
+    q.act(Replay(), "a")
+    assert q.take("w", 9, 0) == []
+    assert q.take("w", 0, 9) == ["a"]
+
+
+def test_replay_in_the_order_given(q):
+    q.worker("w", "a", "b", "c")
+    q.settle("w", q.died("a"), q.died("b"), q.died("c"))
+    q.act(Replay(), "c", "a", "b")
+    assert q.ids(State.READY) == ["c", "a", "b"]
+
+
+def test_replay_begins_a_generation(q):
+    q.worker("w", "a")
+    text = tally(attempts=4, failures=3, crashes=2)
+    q.settle("w", q.died("a", text=text))
+    q.act(Replay(), "a")
+    numbers, lines = q.history("a")
+    assert (numbers.attempts, numbers.failures, numbers.crashes, numbers.generation) == (4, 0, 0, 1)
+    assert lines == read_tally(text)[1]
+
+
+def test_each_replay_begins_a_generation(q):
+    q.worker("w", "a")
+    for generation in range(1, 4):
+        q.settle("w", q.died("a", text=q.get("a").tally or tally()))
+        q.act(Replay(), "a")
+        assert q.tally("a").generation == generation
+        q.take("w")
+
+
+def test_a_job_that_crashed_to_death_begins_anew(q):
+    q.worker("w", job("a", max_crashes=1))
+    q.retire("w", "crashed")
+    q.act(Replay(), "a")
+    assert q.state("a") == State.READY
+    assert q.tally("a").crashes == 0
+
+
+def test_a_suspect_that_died_is_no_suspect_after_its_replay(q):
+    bring(q, into_suspect)
+    assert q.take("w", trial=True) == ["a"]
+    q.retire("w", "crashed")
+    assert q.state("a") == State.DEAD
+    q.act(Replay(), "a")
+    q.beat("v")
+    assert q.take("v") == ["a"]
+
+
+def test_a_replayed_job_has_no_time_of_death(q):
+    bring(q, into_dead)
+    q.act(Replay(), "a")
+    assert q.get("a").finished is None
+
+
+def test_replay_of_a_job_without_a_tally(q):
+    q.worker("w", "a")
+    q.settle("w", q.died("a", text=""))
+    assert q.act(Replay(), "a") == ["a"]
+    assert q.tally("a").generation == 1
+
+
+def test_pause_and_resume(q):
+    q.beat("w")
+    q.enqueue("a", "b")
+    assert q.take("w", 1) == ["a"]
+    q.act(Pause(), "a")
+    assert q.stats().paused
+    assert q.take("w") == []
+    assert q.settle("w", q.done("a")).accepted == 1
+    q.act(Resume(), "b")
+    assert not q.stats().paused
+    assert q.take("w") == ["b"]
+
+
+def test_a_queue_can_be_paused_before_its_first_job(q):
+    q.act(Pause())
+    q.beat("w")
+    q.enqueue("a")
+    assert q.take("w") == []
+
+
+def test_pausing_one_queue_leaves_the_others(q, broker, clock):
+    q.act(Pause())
+    other = Driver(broker, clock, "other")
+    other.beat("w")
+    other.enqueue("a")
+    assert other.take("w") == ["a"]
+
+
+def test_a_paused_queue_can_be_tidied(q):
+    q.enqueue("a", "b")
+    q.act(Pause())
+    assert q.act(Cancel(), "a") == ["a"]
+    assert q.act(Delete(), "b") == ["b"]

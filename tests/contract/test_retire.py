@@ -1,0 +1,312 @@
+"""`Retire`: each reason, the steps, and what stays refused."""
+
+import json
+
+import pytest
+
+from spool.broker import Cancel, Replay, Retired
+from spool.errors import LeaseLost
+from spool.job import Attempt, State
+from tests.contract.driver import CORRUPT, LEASE, job, jobs, tally
+
+
+def crash(q, *ids, times=1):
+    """Let incarnations crash with these jobs, which they run as ordinary ones or on trial."""
+    for _ in range(times):
+        incarnation = f"crash{q.totals().get('crashed', 0)}-{ids[0]}"
+        q.beat(incarnation)
+        taken = q.take(incarnation, 1000)
+        taken += [id for _ in ids for id in q.take(incarnation, trial=True)]
+        assert taken == list(ids)
+        q.retire(incarnation, "crashed", "killed by signal 11")
+
+
+def test_stopped_hands_back_to_the_old_place(q, clock):
+    q.worker("w", "a", "b")
+    q.enqueue("c")
+    started = clock.wall
+    clock.advance(30)
+    assert q.retire("w", "stopped") == Retired(clock.wall, 2, 0)
+    assert q.ids(State.READY) == ["a", "b", "c"]
+    numbers, lines = q.history("a")
+    assert (numbers.attempts, numbers.failures, numbers.crashes, numbers.losses) == (1, 0, 0, 0)
+    assert lines == [Attempt(1, "stopped", started, clock.wall, "w")]
+
+
+def test_crashed_counts_a_crash(q, clock):
+    q.worker("w", "a")
+    q.retire("w", "crashed", "killed by signal 9")
+    numbers, lines = q.history("a")
+    assert (numbers.attempts, numbers.failures, numbers.crashes, numbers.losses) == (1, 0, 1, 0)
+    assert lines == [Attempt(1, "crashed", clock.wall, clock.wall, "w")]
+    assert q.ids(State.READY) == ["a"]
+
+
+def test_lost_counts_a_loss(q, clock):
+    q.worker("w", "a")
+    q.retire("w", "lost")
+    numbers, lines = q.history("a")
+    assert (numbers.attempts, numbers.failures, numbers.crashes, numbers.losses) == (1, 0, 0, 1)
+    assert lines == [Attempt(1, "lost", clock.wall, clock.wall, "w")]
+    assert q.ids(State.READY) == ["a"]
+
+
+def test_a_lease_that_ran_out_is_reaped_by_the_next_claim_as_lost(q, clock):
+    q.worker("w", "a", "b")
+    q.enqueue("c")
+    q.beat("other")
+    started = clock.wall
+    q.march(LEASE + 100, "other")
+    assert q.take("other") == ["a", "b", "c"]
+    numbers, lines = q.history("a")
+    assert (numbers.attempts, numbers.losses) == (1, 1)
+    assert lines == [Attempt(1, "lost", started, clock.wall, "w")]
+
+
+def test_a_lease_that_has_not_run_out_is_not_reaped(q):
+    q.worker("w", "a")
+    q.beat("other")
+    q.march(LEASE - 1, "other")
+    assert q.take("other") == []
+    assert q.get("a").incarnation == "w"
+
+
+def test_several_leases_are_reaped(q):
+    names = [f"w{number}" for number in range(12)]
+    for name in names:
+        q.worker(name, f"job-{name}")
+    q.beat("other")
+    q.march(LEASE + 100, "other")
+    for _ in range(10):
+        q.promote("other")
+    assert q.stats().running == 0
+    assert q.stats().workers == 1
+    assert sum(q.stats().ready) == 12
+
+
+def test_a_second_crash_makes_a_suspect(q):
+    q.enqueue("a")
+    crash(q, "a", times=2)
+    assert q.state("a") == State.SUSPECT
+    assert q.tally("a").crashes == 2
+
+
+def test_the_last_crash_kills_the_job(q, clock):
+    q.enqueue("a")
+    crash(q, "a", times=3)
+    found = q.get("a")
+    assert (found.state, found.finished, found.incarnation) == (State.DEAD, clock.wall, None)
+    numbers, lines = q.history("a")
+    assert (numbers.attempts, numbers.crashes) == (3, 3)
+    assert [each.outcome for each in lines] == ["crashed"] * 3
+    assert (lines[-1].error_type, lines[-1].message) == ("WorkerCrashed", "killed by signal 11")
+    assert (lines[0].error_type, lines[0].message) == ("", "")
+    assert q.totals() == {"enqueued": 1, "crashed": 3, "dead": 1}
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_max_crashes_is_the_records(q, most):
+    q.enqueue(job("a", max_crashes=most))
+    crash(q, "a", times=most - 1)
+    assert q.state("a") == (State.READY if most <= 2 else State.SUSPECT)
+    crash(q, "a")
+    assert q.state("a") == State.DEAD
+
+
+def test_a_damaged_record_does_not_crash_workers_for_ever(q):
+    q.enqueue(job("a", body=CORRUPT))
+    crash(q, "a", times=3)
+    assert q.state("a") == State.DEAD
+
+
+def test_suspects_keep_their_order(q):
+    q.enqueue("a", "b", job("first", priority=0))
+    crash(q, "first", "a", "b", times=2)
+    assert q.ids(State.SUSPECT) == ["first", "a", "b"]
+
+
+def test_crashes_are_counted_over_what_the_worker_reported(q):
+    q.worker("w", "a")
+    q.settle("w", q.released("a", text=tally(attempts=7, crashes=1)))
+    q.take("w")
+    q.retire("w", "crashed")
+    numbers, lines = q.history("a")
+    assert (numbers.attempts, numbers.crashes, lines[-1].number) == (8, 2, 8)
+    assert len(lines) == 2
+    assert q.state("a") == State.SUSPECT
+
+
+@pytest.mark.parametrize("reason", ["stopped", "lost"])
+def test_a_suspect_handed_back_is_still_a_suspect(q, reason):
+    q.enqueue("a")
+    crash(q, "a", times=2)
+    q.beat("w")
+    assert q.take("w", trial=True) == ["a"]
+    q.retire("w", reason)
+    assert q.state("a") == State.SUSPECT
+
+
+def test_a_suspect_released_is_still_a_suspect(q):
+    q.enqueue("a")
+    crash(q, "a", times=2)
+    q.beat("w")
+    q.take("w", trial=True)
+    q.settle("w", q.released("a", text=tally(attempts=3, crashes=2)))
+    assert q.state("a") == State.SUSPECT
+
+
+def test_lanes_and_priorities_are_kept(q):
+    q.worker("w", job("p", lane=1), job("low", priority=4), job("high", priority=0))
+    q.retire("w", "crashed")
+    q.enqueue(job("p2", lane=1), job("low2", priority=4), job("high2", priority=0))
+    q.beat("other")
+    assert q.take("other", 9, 0) == ["high", "high2", "low", "low2"]
+    assert q.take("other", 0, 9) == ["p", "p2"]
+
+
+def test_at_most_500_jobs_a_call(q):
+    q.worker("w", *jobs(1000))
+    q.enqueue(*jobs(200, "k"))
+    while q.take("w"):
+        pass
+    assert q.stats().running == 1200
+    replies = [q.retire("w"), q.retire("w"), q.retire("w"), q.retire("w")]
+    assert [each.handed_back for each in replies] == [500, 500, 200, 0]
+    assert [each.remaining for each in replies] == [700, 200, 0, 0]
+    assert q.stats().running == 0
+    assert q.ids(State.READY) == sorted(each.id for each in [*jobs(1000), *jobs(200, "k")])
+    assert q.totals()["stopped"] == 1200
+
+
+def test_claims_go_on_where_the_caller_of_retire_died(q):
+    q.beat("w")
+    q.enqueue(*jobs(1200))
+    while q.take("w"):
+        pass
+    q.retire("w", "crashed", "gone")
+    assert q.stats().running == 700
+    assert len(q.ids(State.RUNNING)) == 700
+    q.beat("other")
+    for _ in range(10):
+        q.promote("other")
+    assert q.stats().running == 0
+    assert q.totals() == {"enqueued": 1200, "crashed": 1200}
+
+
+def test_from_the_first_call_on_the_incarnation_is_refused(q):
+    q.beat("w")
+    q.enqueue(*jobs(600))
+    while q.take("w"):
+        pass
+    held = q.ids(State.RUNNING)[0]
+    q.retire("w")
+    assert q.stats().running == 100
+    left = q.ids(State.RUNNING)[0]
+    assert q.beat("w")[0].lost
+    assert q.settle("w", q.done(left)).refused == [left]
+    assert q.settle("w", q.done(held)).refused == [held]
+    with pytest.raises(LeaseLost):
+        q.take("w")
+
+
+def test_the_reason_of_the_first_call_stays(q):
+    q.beat("w")
+    q.enqueue(*jobs(600))
+    while q.take("w"):
+        pass
+    q.retire("w", "stopped")
+    q.retire("w", "crashed", "late news")
+    assert q.totals() == {"enqueued": 600, "stopped": 600}
+    assert q.stats().suspect == q.stats().dead == 0
+
+
+def test_an_unknown_incarnation_gets_a_tombstone_too(q):
+    assert q.retire("never") == Retired(q.clock.wall, 0, 0)
+    assert q.beat("never")[0].lost
+    with pytest.raises(LeaseLost):
+        q.take("never")
+
+
+def test_retire_of_a_reaped_incarnation_changes_nothing(q):
+    q.worker("w", "a")
+    q.beat("other")
+    q.lose("w", "other")
+    before = q.dump()
+    assert q.retire("w", "crashed").handed_back == 0
+    assert q.dump() == before
+
+
+def test_an_expired_lease_can_be_retired_for_its_real_reason(q):
+    q.worker("w", "a")
+    q.beat("other")
+    q.march(LEASE + 100, "other")
+    q.retire("w", "stopped")
+    assert q.tally("a").losses == 0
+    assert q.totals()["stopped"] == 1
+
+
+def test_neighbours_keep_what_they_hold(q):
+    q.worker("w", "a")
+    q.worker("other", "b")
+    q.retire("w")
+    assert q.get("b").incarnation == "other"
+    assert q.settle("other", q.done("b")).accepted == 1
+
+
+def test_a_retired_worker_leaves_the_count(q):
+    q.beat("a", "b")
+    q.retire("a")
+    assert q.stats().workers == 1
+
+
+def test_a_tally_that_cannot_be_read_does_not_hold_the_job_up(q):
+    q.worker("w", "a")
+    q.settle("w", q.released("a", text="{this is no tally"))
+    q.take("w")
+    q.retire("w", "stopped")
+    assert q.state("a") == State.READY
+    assert q.tally("a").attempts == 1
+
+
+def test_text_of_any_kind_goes_into_the_tally(q):
+    detail = 'say "no" \\ to\n\x00 control \x1b[31m characters ☃'
+    q.worker("w", job("a", max_crashes=1))
+    q.retire("w", "crashed", detail)
+    assert q.history("a")[1][0].message == detail
+
+
+def test_fields_of_a_newer_tally_are_kept(q):
+    q.worker("w", "a")
+    q.settle("w", q.released("a", text='[1,1,0,0,0,0,77]\n[1,"released",1,2,"w","","","","new"]'))
+    q.take("w")
+    q.retire("w", "stopped")
+    head, first, _ = q.get("a").tally.split("\n")
+    assert json.loads(head) == [1, 2, 0, 0, 0, 0, 77]
+    assert first == '[1,"released",1,2,"w","","","","new"]'
+
+
+def test_large_numbers_of_a_tally_are_kept(q):
+    q.worker("w", "a")
+    q.settle("w", q.released("a", text=tally(attempts=1_000_000)))
+    q.take("w")
+    q.retire("w", "lost")
+    assert q.tally("a").attempts == 1_000_001
+
+
+def test_a_wish_to_cancel_survives_the_worker(q):
+    q.worker("w", "a")
+    q.act(Cancel(), "a")
+    q.retire("w", "lost")
+    assert q.act(Cancel(reason="again"), "a") == ["a"]
+    assert q.state("a") == State.CANCELLED
+
+
+def test_a_job_that_crashed_to_death_has_no_wish_left_when_it_is_replayed(q):
+    q.worker("w", job("a", max_crashes=1))
+    q.act(Cancel(), "a")
+    q.retire("w", "crashed")
+    assert q.state("a") == State.DEAD
+    q.act(Replay(), "a")
+    q.worker("v")
+    assert q.beat("v")[0].cancel == []
+    assert q.act(Cancel(), "a") == ["a"]

@@ -1,0 +1,91 @@
+"""Spool: a distributed task queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spool.app import Spool
+from spool.errors import (
+    ArgumentError,
+    BrokerError,
+    BrokerFull,
+    BrokerRefused,
+    BrokerUnavailable,
+    Cancel,
+    ConfigError,
+    Directive,
+    EnqueueInterrupted,
+    JobCancelled,
+    JobConflict,
+    JobFailed,
+    JobNotFound,
+    LeaseLost,
+    PayloadError,
+    PayloadTooLarge,
+    Release,
+    ResultError,
+    ResultTimeout,
+    Retry,
+    SpoolError,
+    StoreCorrupt,
+    SyncInLoop,
+    TaskError,
+    TaskExists,
+    TaskUnknown,
+    VersionConflict,
+)
+from spool.job import Job, State
+from spool.retry import Backoff
+from spool.task import Call, Handle, Task
+
+if TYPE_CHECKING:
+    from spool.executor import current_job as current_job
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "Backoff",
+    "BrokerError",
+    "BrokerFull",
+    "BrokerRefused",
+    "BrokerUnavailable",
+    "Call",
+    "Cancel",
+    "ConfigError",
+    "Directive",
+    "EnqueueInterrupted",
+    "Handle",
+    "Job",
+    "JobCancelled",
+    "JobConflict",
+    "JobFailed",
+    "JobNotFound",
+    "LeaseLost",
+    "PayloadError",
+    "PayloadTooLarge",
+    "Release",
+    "ResultError",
+    "ResultTimeout",
+    "Retry",
+    "Spool",
+    "SpoolError",
+    "State",
+    "StoreCorrupt",
+    "SyncInLoop",
+    "Task",
+    "TaskError",
+    "TaskExists",
+    "TaskUnknown",
+    "VersionConflict",
+    "__version__",
+    "current_job",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "current_job":  # its module brings asyncio, which those who only enqueue can do without
+        from spool.executor import current_job
+
+        return current_job
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,487 @@
+"""Spool: the registry of an app's tasks, and its client."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import sys
+import time
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from types import MappingProxyType
+from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
+
+from msgspec.structs import replace
+
+from spool.broker import Broker, Enqueue, Enqueued, Get, Load, Loaded, NewJob, Verb, connect
+from spool.errors import (
+    ArgumentError,
+    BrokerUnavailable,
+    ConfigError,
+    EnqueueInterrupted,
+    JobConflict,
+    JobNotFound,
+    SyncInLoop,
+    TaskExists,
+)
+from spool.job import Job, Priority, view
+from spool.payload import MAX_PAYLOAD
+from spool.retry import DEFAULT_BACKOFF, Backoff, RetryPolicy, delay
+from spool.task import Call, Task, TaskKind, TaskSettings, check_count, seconds
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound="Middleware")
+L = TypeVar("L", bound="Callable[[Any], AbstractAsyncContextManager[Any]] | Callable[[Any], AsyncIterator[Any]]")
+
+Exceptions = type[BaseException] | tuple[type[BaseException], ...]
+CallNext = Callable[[], Awaitable[Any]]
+Middleware = Callable[[Any, CallNext], Awaitable[Any]]
+"""Wraps each attempt: ``async (context, call_next) -> result``."""
+
+DEFAULT_URL: Final = "sqlite:///spool.db"
+
+#: A bulk enqueue sends this many jobs, or bytes of them, of one queue at once, and holds back no more than CHUNK_TOTAL.
+CHUNK_JOBS: Final = 500
+CHUNK_BYTES: Final = 1024 * 1024
+CHUNK_TOTAL: Final = 8 * 1024 * 1024
+
+_RESEND: Final = Backoff(base=0.05, cap=1.0)
+
+
+class TaskDecorator(Protocol):
+    """What `Spool.task` with settings returns: turns a function into a task."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Task[P, R, R]: ...
+
+
+class Spool:
+    """An app: its tasks, and the client that stores their jobs and looks them up.
+
+    ``url`` names the broker (see `spool.broker.connect`); None is the environment's ``SPOOL_URL``, else
+    ``sqlite:///spool.db``. No connection is made before the first use. ``max_payload`` limits the arguments, and the
+    result, of one job, in bytes (default 1 MiB). For ``dedupe_window`` seconds (default 1 h) at least, a job that ended
+    is remembered, so that its id stays taken. An enqueue to a store that cannot be reached is tried again for up to
+    ``enqueue_timeout`` seconds (default 5).
+
+    An app may be used from several threads and event loops, and after a fork. Methods with the prefix ``a`` are for
+    event loops; the others block, and raise `SyncInLoop` inside one.
+
+    >>> app = Spool("sqlite://:memory:")
+    >>> @app.task(queue="mail", retries=5)
+    ... async def send(to: str, body: str) -> int:
+    ...     return len(body)
+    >>> handle = send.enqueue("a@b.c", body="hi")
+    >>> app.job(handle.id).task
+    'send'
+    """
+
+    def __init__(
+        self,
+        url: str | Broker | None = None,
+        *,
+        max_payload: int = MAX_PAYLOAD,
+        dedupe_window: float = 3600.0,
+        enqueue_timeout: float = 5.0,
+    ) -> None:
+        check_count("max_payload", max_payload, least=1)
+        self._url = url
+        self._broker: Broker | None = None
+        self._made: dict[str, Broker] = {}
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self.max_payload = max_payload
+        self.dedupe_window = seconds("dedupe_window", dedupe_window)
+        self.enqueue_timeout = seconds("enqueue_timeout", enqueue_timeout)
+        self.lifespans: list[Callable[[Spool], AbstractAsyncContextManager[Any]]] = []
+        self.middlewares: list[Middleware] = []
+
+    def __repr__(self) -> str:
+        return f"<Spool {', '.join(self._tasks) or 'without tasks'}>"
+
+    # Declaring
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """The declared tasks by name; read-only."""
+        return MappingProxyType(self._tasks)
+
+    @overload
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def task(self, fn: Callable[P, R], /) -> Task[P, R, R]: ...
+
+    @overload
+    def task(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: Priority = "normal",
+        retries: int = 3,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        retry_on: Exceptions = Exception,
+        no_retry_on: Exceptions = (),
+        timeout: float | None = None,
+        result_ttl: float = 3600.0,
+        max_crashes: int = 3,
+        process: bool = False,
+    ) -> TaskDecorator: ...
+
+    def task(
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: Priority = "normal",
+        retries: int = 3,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        retry_on: Exceptions = Exception,
+        no_retry_on: Exceptions = (),
+        timeout: float | None = None,
+        result_ttl: float = 3600.0,
+        max_crashes: int = 3,
+        process: bool = False,
+    ) -> Any:
+        """Declare a function as a task; with or without settings.
+
+        ``name`` (default: the function's own) is what jobs are stored under and has to stay the same while any are.
+        ``retries`` counts attempts after the first, spaced by ``backoff``, after exceptions of ``retry_on`` that are
+        not of ``no_retry_on``. ``timeout`` limits one attempt, in seconds (default: none). The result is kept for
+        ``result_ttl`` seconds; 0 keeps only that the job ended. After ``max_crashes`` attempts that took their worker
+        down the job is dead. ``async def`` runs on the worker's event loop, ``def`` in a thread, or with ``process`` in
+        a process pool.
+
+        Raises `TaskExists` for a name taken twice and `ConfigError` for a setting that cannot be used.
+        """
+        policy = RetryPolicy(
+            retries, backoff, _exceptions("retry_on", retry_on), _exceptions("no_retry_on", no_retry_on)
+        )
+
+        def declare(fn: Callable[..., Any]) -> Task[..., Any]:
+            kind = _kind(fn, process=process)
+            named = name if name is not None else getattr(fn, "__name__", "")
+            settings = TaskSettings(named, kind, queue, priority, policy, timeout, result_ttl, max_crashes)
+            return self._declare(Task(fn, settings, self))
+
+        return declare if fn is None else declare(fn)
+
+    def _declare(self, task: Task[..., Any]) -> Task[..., Any]:
+        taken = self._tasks.setdefault(task.settings.name, task)
+        if taken is not task:
+            raise TaskExists(
+                f"the task name {task.settings.name!r} is taken by {taken.__module__}.{taken.__qualname__}; "
+                f"give {task.__module__}.{task.__qualname__} another one: @app.task(name=…)"
+            )
+        return task
+
+    def lifespan(self, fn: L) -> L:
+        """Declare what surrounds the life of each worker process: pools, clients, models to load.
+
+        ``fn`` takes the app and returns an async context manager, or is an async generator function that yields once.
+        It may be used more than once; what was entered first is left last.
+
+        >>> app = Spool("sqlite://:memory:")
+        >>> @app.lifespan
+        ... async def pool(app):
+        ...     print("starting")
+        ...     yield
+        ...     print("stopping")
+        """
+        factory = cast("Callable[[Spool], Any]", fn)
+        if inspect.isasyncgenfunction(fn):
+            factory = asynccontextmanager(factory)
+        elif not callable(fn):
+            raise ConfigError(f"a lifespan is a function that returns an async context manager, not {fn!r}")
+        self.lifespans.append(factory)
+        return fn
+
+    def middleware(self, fn: M) -> M:
+        """Declare a wrapper of each attempt: ``async (context, call_next) -> result``. The first one is outermost.
+
+        >>> app = Spool("sqlite://:memory:")
+        >>> @app.middleware
+        ... async def timed(context, call_next):
+        ...     result = await call_next()
+        ...     print(context.task, "done")
+        ...     return result
+        """
+        if not inspect.iscoroutinefunction(fn) and not inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+            raise ConfigError(f"a middleware is an async function of (context, call_next), not {fn!r}")
+        self.middlewares.append(fn)
+        return fn
+
+    # Connecting
+
+    @property
+    def broker(self) -> Broker:
+        """The broker; made at first use, without a connection. Raises `ConfigError` for a URL that cannot be used."""
+        return self._broker or self._connect()
+
+    def _connect(self) -> Broker:
+        url = self._url or os.environ.get("SPOOL_URL") or DEFAULT_URL
+        broker = connect(url) if isinstance(url, str) else url
+        # Two threads may come here at once; no lock, since another thread may hold it during a fork.
+        first = self._made.setdefault("broker", broker)
+        if first is not broker:
+            broker.close()
+        self._broker = first
+        return first
+
+    @contextmanager
+    def using(self, broker: Broker) -> Generator[Broker]:
+        """Use another broker inside the ``with`` block, in all threads: for tests."""
+        before, self._broker = self._broker, broker
+        try:
+            yield broker
+        finally:
+            self._broker = before
+
+    def close(self) -> None:
+        """Give connections and threads back. Using the app again connects again."""
+        self.check_sync("close", "aclose")
+        if broker := self._disconnected():
+            broker.close()
+
+    async def aclose(self) -> None:
+        """As `close`, in the running event loop."""
+        if broker := self._disconnected():
+            await broker.aclose()
+
+    def _disconnected(self) -> Broker | None:
+        self._made.clear()
+        broker, self._broker = self._broker, None
+        return broker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @staticmethod
+    def check_sync(method: str, twin: str) -> None:
+        """Raise `SyncInLoop` inside a running event loop."""
+        # Who has a loop has imported this; others are spared the import.
+        events = sys.modules.get("asyncio.events")
+        if events is not None and events._get_running_loop() is not None:  # noqa: SLF001 - in asyncio's __all__
+            raise SyncInLoop(f"{method}() would block the running event loop: await {twin}() instead")
+
+    # Enqueueing
+
+    def send(self, verb: Enqueue) -> Enqueued:
+        """Carry out an enqueue; while the store cannot be reached, again and again for ``enqueue_timeout``."""
+        try:
+            return self.broker.call(verb)
+        except BrokerUnavailable as error:
+            failure = error
+        again = replace(verb, resend=True)
+        for pause in _pauses(self.enqueue_timeout):
+            time.sleep(pause)
+            try:
+                return self.broker.call(again)
+            except BrokerUnavailable as error:
+                failure = error
+        raise failure
+
+    async def asend(self, verb: Enqueue) -> Enqueued:
+        """As `send`, in the running event loop."""
+        try:
+            return await self.broker.acall(verb)
+        except BrokerUnavailable as error:
+            failure = error
+        import asyncio
+
+        again = replace(verb, resend=True)
+        for pause in _pauses(self.enqueue_timeout):
+            await asyncio.sleep(pause)
+            try:
+                return await self.broker.acall(again)
+            except BrokerUnavailable as error:
+                failure = error
+        raise failure
+
+    def enqueue_many(self, calls: Iterable[Call]) -> int:
+        """Store the jobs of many calls and return how many, those whose id was there already included.
+
+        Takes any iterable and sends it in chunks, so memory stays constant; jobs of one queue keep their order. If
+        anything goes wrong part of the way, raises `EnqueueInterrupted`, which says how many are stored for good;
+        its ``__cause__`` is what went wrong.
+
+        >>> app = Spool("sqlite://:memory:")
+        >>> @app.task
+        ... def square(number: int) -> int:
+        ...     return number * number
+        >>> app.enqueue_many(square.call(number) for number in range(1000))
+        1000
+        """
+        self.check_sync("enqueue_many", "aenqueue_many")
+        bulk = _Bulk()
+        try:
+            for call in calls:
+                for verb in bulk.add(call):
+                    bulk.acknowledge(verb, self.send(verb))
+            for verb in bulk.rest():
+                bulk.acknowledge(verb, self.send(verb))
+        except Exception as error:
+            raise bulk.interrupted(error) from error
+        return bulk.acknowledged
+
+    async def aenqueue_many(self, calls: Iterable[Call] | AsyncIterable[Call]) -> int:
+        """As `enqueue_many`, in the running event loop; also takes an async iterable."""
+        bulk = _Bulk()
+        try:
+            if isinstance(calls, AsyncIterable):
+                async for call in calls:
+                    for verb in bulk.add(call):
+                        bulk.acknowledge(verb, await self.asend(verb))
+            else:
+                for call in calls:
+                    for verb in bulk.add(call):
+                        bulk.acknowledge(verb, await self.asend(verb))
+            for verb in bulk.rest():
+                bulk.acknowledge(verb, await self.asend(verb))
+        except Exception as error:
+            raise bulk.interrupted(error) from error
+        return bulk.acknowledged
+
+    # Looking up
+
+    def job(self, id: str, queue: str | None = None) -> Job:
+        """Return all that is known of a job, by ``queue/id``, or by id and queue.
+
+        By the id alone it is looked for in every queue, those of this app's tasks first. Raises `JobNotFound`.
+        """
+        self.check_sync("job", "ajob")
+        steps, reply = self._look_up(id, queue), None
+        try:
+            while True:
+                reply = self.broker.call(steps.send(reply))
+        except StopIteration as found:
+            return cast("Job", found.value)
+
+    async def ajob(self, id: str, queue: str | None = None) -> Job:
+        """As `job`, in the running event loop."""
+        steps, reply = self._look_up(id, queue), None
+        try:
+            while True:
+                reply = await self.broker.acall(steps.send(reply))
+        except StopIteration as found:
+            return cast("Job", found.value)
+
+    def _look_up(self, id: str, queue: str | None) -> Generator[Verb[Any], Any, Job]:
+        """Yield what is to be asked, take the replies, return the job."""
+        if queue is None and "/" in id:
+            queue, _, id = id.partition("/")
+        for name in [queue] if queue else dict.fromkeys(task.settings.queue for task in self._tasks.values()):
+            if snapshot := (yield Get(name, id)):
+                return view(snapshot)
+        page = Loaded(0, [], "") if queue else (yield Load("queue"))
+        while page.documents:
+            for document in page.documents:
+                if snapshot := (yield Get(document.key, id)):
+                    return view(snapshot)
+            page = (yield Load("queue", page.cursor)) if page.cursor else Loaded(0, [])
+        where = f"in queue {queue!r}" if queue else "in any queue"
+        raise JobNotFound(f"no job {id!r} is known {where} (any more)")
+
+
+class _Bulk:
+    """A bulk enqueue on its way: calls by queue, handed out as enqueues neither too long nor too large."""
+
+    def __init__(self) -> None:
+        self.acknowledged = 0
+        self._waiting: dict[str, list[NewJob]] = {}
+        self._sizes: dict[str, int] = {}
+        self._total = 0
+
+    def add(self, call: Call) -> Sequence[Enqueue]:
+        if type(call) is not Call:
+            raise ArgumentError(f"a bulk enqueue takes calls, made by task.call(…), not {call!r:.100}")
+        queue, size = call.queue, len(call.job.record)
+        waiting = self._waiting.setdefault(queue, [])
+        waiting.append(call.job)
+        self._total += size
+        self._sizes[queue] = held = self._sizes.get(queue, 0) + size
+        if len(waiting) >= CHUNK_JOBS or held >= CHUNK_BYTES:
+            return (self._take(queue),)
+        return self.rest() if self._total >= CHUNK_TOTAL else ()
+
+    def rest(self) -> Sequence[Enqueue]:
+        return [self._take(queue) for queue in list(self._waiting)]
+
+    def _take(self, queue: str) -> Enqueue:
+        self._total -= self._sizes.pop(queue)
+        return Enqueue(queue, self._waiting.pop(queue))
+
+    def acknowledge(self, verb: Enqueue, reply: Enqueued) -> None:
+        conflicts = reply.conflicts
+        self.acknowledged += len(verb.jobs) - len(conflicts)
+        if conflicts:
+            more = f", and so are {len(conflicts) - 1} more ids" if len(conflicts) > 1 else ""
+            raise JobConflict(
+                f"{verb.queue}/{conflicts[0]} is taken by a job with another task or other arguments{more}"
+            )
+
+    def interrupted(self, error: Exception) -> EnqueueInterrupted:
+        return EnqueueInterrupted(
+            f"the bulk enqueue stopped; {self.acknowledged:,} jobs are stored: {type(error).__name__}: {error}",
+            self.acknowledged,
+        )
+
+
+def _pauses(timeout: float) -> Iterator[float]:
+    """Yield the seconds to wait before each new try, with full jitter, until the time is over."""
+    end = time.monotonic() + timeout
+    failures = 1
+    while (left := end - time.monotonic()) > 0:
+        yield min(left, delay(_RESEND, failures, random.random()))  # noqa: S311 - jitter
+        failures += 1
+
+
+def _exceptions(name: str, given: Exceptions) -> tuple[type[BaseException], ...]:
+    listed = given if isinstance(given, tuple) else (given,)
+    if not all(map(_is_exception, listed)):
+        raise ConfigError(f"{name} takes an exception class or a tuple of them, not {given!r}")
+    return listed
+
+
+def _is_exception(given: object) -> bool:
+    return isinstance(given, type) and issubclass(given, BaseException)
+
+
+def _kind(fn: Callable[..., Any], *, process: bool) -> TaskKind:
+    if isinstance(fn, Task) or not callable(fn):
+        raise ConfigError(f"a task is made of a function, not of {fn!r}")
+    if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+        raise ConfigError(f"a task returns one result: {fn.__qualname__} is a generator")
+    if inspect.iscoroutinefunction(fn):
+        if process:
+            raise ConfigError(f"process=True is for def, not for async def: {fn.__qualname__}")
+        return "async"
+    return "process" if process else "thread"

@@ -1,0 +1,472 @@
+"""Tasks: declared functions, the calls that become jobs, and handles on those jobs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Protocol, cast
+
+import msgspec
+
+from spool.broker import Act, Broker, Cancel, Enqueue, Enqueued, Get, NewJob
+from spool.errors import ConfigError, JobCancelled, JobConflict, JobFailed, JobNotFound, ResultTimeout
+from spool.job import (
+    MAIN,
+    PRIORITIES,
+    PROCESS,
+    VERSION,
+    Job,
+    Options,
+    Priority,
+    Record,
+    Snapshot,
+    State,
+    check_name,
+    encode_record,
+    new_id,
+    read_ending,
+    view,
+)
+from spool.payload import Signature, write_result
+from spool.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    R_co = TypeVar("R_co", covariant=True)
+    C_co = TypeVar("C_co", covariant=True, default=Any)
+else:  # defaults of type variables need Python 3.13, but only type checkers need the defaults
+    from typing import TypeVar
+
+    R_co = TypeVar("R_co", covariant=True)
+    C_co = TypeVar("C_co", covariant=True)
+
+P = ParamSpec("P")
+
+TaskKind = Literal["async", "thread", "process"]
+
+#: No one plans further ahead, and the milliseconds stay exact in every store.
+MAX_SECONDS: Final = 100 * 366 * 86_400
+
+
+MAX_HEADERS: Final = 8 * 1024
+"""Bytes of names and values together."""
+
+MAX_REASON: Final = 4 * 1024
+
+
+class TaskSettings(msgspec.Struct, frozen=True):
+    """A task as declared. Times are in seconds."""
+
+    name: str
+    kind: TaskKind
+    queue: str = "default"
+    priority: Priority = "normal"
+    retry: RetryPolicy = RetryPolicy()
+    timeout: float | None = None
+    result_ttl: float = 3600.0
+    max_crashes: int = 3
+
+    def __post_init__(self) -> None:
+        check_name("task", self.name)
+        check_name("queue", self.queue)
+        check_priority(self.priority)
+        check_count("retries", self.retry.retries)
+        check_count("max_crashes", self.max_crashes, least=1)
+        if self.timeout is not None and seconds("timeout", self.timeout) == 0:
+            raise ConfigError("timeout must be more than 0 seconds; None is no timeout")
+        seconds("result_ttl", self.result_ttl)
+
+
+def check_priority(priority: object) -> int:
+    """Return the rank of a priority, 0 for the most urgent. Raises `ConfigError`."""
+    if priority not in PRIORITIES:
+        raise ConfigError(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}")
+    return PRIORITIES.index(priority)
+
+
+def check_count(name: str, value: object, least: int = 0) -> None:
+    """Raise `ConfigError` unless the value is an integer from ``least`` up to what fits into 31 bits."""
+    if type(value) is not int or not least <= value < 2**31:
+        raise ConfigError(f"{name} must be an integer, {least} or more, not {value!r}")
+
+
+def seconds(name: str, value: object) -> float:
+    """Return a duration, a number of seconds or a timedelta, as seconds. Raises `ConfigError` if it is negative."""
+    number = value.total_seconds() if isinstance(value, dt.timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_SECONDS:
+        raise ConfigError(f"{name} must be a number of seconds, 0 or more and at most 100 years, not {value!r}")
+    return number
+
+
+class Client(Protocol):
+    """What a task needs of its app."""
+
+    @property
+    def broker(self) -> Broker: ...
+
+    @property
+    def max_payload(self) -> int: ...
+
+    @property
+    def dedupe_window(self) -> float: ...
+
+    def send(self, verb: Enqueue) -> Enqueued: ...
+
+    async def asend(self, verb: Enqueue) -> Enqueued: ...
+
+    def check_sync(self, method: str, twin: str) -> None: ...
+
+
+class Call(msgspec.Struct, frozen=True, gc=False):
+    """A call of a task, checked and encoded, not yet stored: what `Spool.enqueue_many` takes."""
+
+    queue: str
+    job: NewJob
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How the jobs of a call are stored: the task's declaration with what `Task.options` overrides."""
+
+    queue: str
+    priority: int
+    lane: int
+    max_crashes: int
+    id: str | None = None
+    delay: int = 0
+    due: int = 0
+    options: Options | None = None
+    headers: dict[str, str] | None = None
+
+
+class Task(Generic[P, R_co, C_co]):
+    """A declared function. Made by `Spool.task`.
+
+    Calling it runs the function as it is; `enqueue` and `aenqueue` store a job with the same arguments, typed by the
+    function's own signature. ``Task[P, R]``: ``P`` its parameters, ``R`` what it returns (for ``async def``, awaited).
+
+    >>> from spool import Spool
+    >>> app = Spool("sqlite://:memory:")
+    >>> @app.task
+    ... def add(a: int, b: int) -> int:
+    ...     return a + b
+    >>> add(1, 2)
+    3
+    >>> add.enqueue(1, 2).status()
+    <State.READY: 'ready'>
+    """
+
+    def __init__(self, fn: Callable[P, Any], settings: TaskSettings, client: Client) -> None:
+        self.fn = fn
+        self.settings = settings
+        self._client = client
+        self._signature: Signature | None = None
+        lane = PROCESS if settings.kind == "process" else MAIN
+        plan = Plan(settings.queue, check_priority(settings.priority), lane, settings.max_crashes)
+        self._plain = Configured[P, R_co](self, client, plan)
+        self.__name__ = getattr(fn, "__name__", settings.name)
+        self.__qualname__ = getattr(fn, "__qualname__", settings.name)
+        self.__module__ = fn.__module__
+        self.__doc__ = fn.__doc__
+        self.__wrapped__ = fn
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, parameters: Any) -> types.GenericAlias:
+            # Task[[int], str] leaves out the third parameter, which only type checkers can default.
+            return types.GenericAlias(cls, parameters)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.settings.name}>"
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> C_co:
+        """Run the function, here and now."""
+        return cast("C_co", self.fn(*args, **kwargs))
+
+    @property
+    def name(self) -> str:
+        """The name under which jobs find the task."""
+        return self.settings.name
+
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R_co]:
+        """Store a job and return a handle on it.
+
+        Raises `ArgumentError` for a call that does not fit the signature or the annotated types, `PayloadError` for
+        values that cannot be stored, `BrokerUnavailable` when the store cannot be reached for ``enqueue_timeout``,
+        `BrokerFull`, and `SyncInLoop` inside a running event loop.
+        """
+        return self._plain.enqueue(*args, **kwargs)
+
+    async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R_co]:
+        """As `enqueue`, in the running event loop."""
+        return await self._plain.aenqueue(*args, **kwargs)
+
+    def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
+        """Check and encode a call without storing it, for `Spool.enqueue_many`. Raises as `enqueue` does."""
+        return self._plain.call(*args, **kwargs)
+
+    def options(
+        self,
+        *,
+        delay: float | dt.timedelta | None = None,
+        at: dt.datetime | None = None,
+        id: str | None = None,
+        priority: Priority | None = None,
+        queue: str | None = None,
+        retries: int | None = None,
+        timeout: float | None = None,
+        result_ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Configured[P, R_co]:
+        """Return this task with other settings for the calls made through it. None leaves a setting as declared.
+
+        ``delay`` is in seconds, ``at`` a time with its zone; the job is ready then, or at once if that is past. ``id``
+        makes the call idempotent: while the id is known, a second call stores nothing and its handle has
+        ``created=False``; with other arguments it raises `JobConflict`. ``headers``, up to 8 KiB, travel with
+        the job.
+
+        Raises `ConfigError` for a value that cannot be used.
+
+        >>> from spool import Spool
+        >>> app = Spool("sqlite://:memory:")
+        >>> @app.task
+        ... def greet(name: str) -> str:
+        ...     return f"Hello {name}"
+        >>> greet.options(delay=60, id="greet-ada").enqueue("Ada").created
+        True
+        >>> greet.options(id="greet-ada").enqueue("Ada").created
+        False
+        """
+        plan = self._plain.plan
+        overrides = _overrides(retries, timeout, result_ttl)
+        return Configured(
+            self,
+            self._client,
+            Plan(
+                queue=plan.queue if queue is None else check_name("queue", queue),
+                priority=plan.priority if priority is None else check_priority(priority),
+                lane=plan.lane,
+                max_crashes=plan.max_crashes,
+                id=None if id is None else check_name("job id", id),
+                delay=0 if delay is None else round(seconds("delay", delay) * 1000),
+                due=_due(at, delay),
+                options=overrides,
+                headers=_headers(headers),
+            ),
+        )
+
+    def handle(self, id: str, queue: str | None = None) -> Handle[R_co]:
+        """Return a handle on a job of this task that was enqueued earlier or elsewhere. Does not ask the store."""
+        return Handle(self, self._client, queue or self.settings.queue, id, created=False)
+
+    @property
+    def signature(self) -> Signature:
+        """How calls are checked, stored and read; made at first use, since annotations may name what comes later.
+
+        Raises `ConfigError` if an annotation cannot be resolved or restored.
+        """
+        if self._signature is None:
+            self._signature = Signature(self.settings.name, self.fn)
+        return self._signature
+
+    def read_arguments(self, payload: msgspec.Raw | bytes) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return the arguments in a job's payload, restored to the annotated types. Raises `ArgumentError`."""
+        return (self._signature or self.signature).read(payload)
+
+    def encode_result(self, value: Any) -> bytes:
+        """Return a result as msgpack. Raises `PayloadError` or `PayloadTooLarge`."""
+        return write_result(self.settings.name, value, self._client.max_payload)
+
+
+class Configured(Generic[P, R_co]):
+    """A task with the settings for some calls of it. Made by `Task.options`."""
+
+    def __init__(self, task: Task[P, R_co], client: Client, plan: Plan) -> None:
+        self._task = task
+        self._client = client
+        self.plan = plan
+
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R_co]:
+        """As `Task.enqueue`; raises `JobConflict` if the id is taken by a call with other arguments."""
+        self._client.check_sync("enqueue", "aenqueue")
+        job = self._seal(args, kwargs)
+        return self._handle(job, self._client.send(Enqueue(self.plan.queue, (job,))))
+
+    async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R_co]:
+        """As `enqueue`, in the running event loop."""
+        job = self._seal(args, kwargs)
+        return self._handle(job, await self._client.asend(Enqueue(self.plan.queue, (job,))))
+
+    def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
+        """As `Task.call`."""
+        return Call(self.plan.queue, self._seal(args, kwargs))
+
+    def _seal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NewJob:
+        plan, signature = self.plan, self._task.signature
+        payload = signature.write(args, kwargs, self._client.max_payload)
+        fingerprint = signature.fingerprint(args, kwargs) if plan.id else ""
+        record = Record(
+            VERSION,
+            self._task.settings.name,
+            plan.priority,
+            plan.lane,
+            plan.max_crashes,
+            fingerprint,
+            int(time.time() * 1000),
+            msgspec.Raw(payload),
+            plan.options,
+            plan.headers,
+        )
+        return NewJob(
+            plan.id or new_id(), encode_record(record), plan.priority, plan.lane, plan.delay, plan.due, fingerprint
+        )
+
+    def _handle(self, job: NewJob, reply: Enqueued) -> Handle[R_co]:
+        if reply.conflicts:
+            raise JobConflict(f"{self.plan.queue}/{job.id} is taken by a job with another task or other arguments")
+        # What a resend finds there already was stored by the call whose reply was lost, unless the caller named it.
+        created = not (reply.existing and self.plan.id)
+        return Handle(self._task, self._client, self.plan.queue, job.id, created=created)
+
+
+class Handle(Generic[R_co]):
+    """A job that was enqueued: its ``queue`` and ``id``, and ``created``, False if the id was there already."""
+
+    __slots__ = ("_client", "_task", "created", "id", "queue")
+
+    def __init__(self, task: Task[..., R_co], client: Client, queue: str, id: str, *, created: bool) -> None:
+        self._task = task
+        self._client = client
+        self.queue = queue
+        self.id = id
+        self.created = created
+
+    def __str__(self) -> str:
+        return f"{self.queue}/{self.id}"
+
+    def __repr__(self) -> str:
+        return f"<Handle {self}>"
+
+    def result(self, timeout: float | None = None) -> R_co:
+        """Wait for the job to end and return its result; None where the result was not to be kept.
+
+        Raises `ResultTimeout` after ``timeout`` seconds (default: never), `JobFailed` if the job is dead,
+        `JobCancelled`, `JobNotFound` if the job is not known (any more), and `PayloadError` if the result is not of
+        the annotated return type.
+        """
+        self._client.check_sync("result", "aresult")
+        deadline = _deadline(timeout)
+        while True:
+            ended = self._client.broker.ended(self.queue, self.id, _left(deadline))
+            ended = ended or self._pending(self._client.broker.call(Get(self.queue, self.id)), deadline)
+            if ended is not None:
+                return self._open(ended)
+
+    async def aresult(self, timeout: float | None = None) -> R_co:
+        """As `result`, in the running event loop."""
+        deadline = _deadline(timeout)
+        while True:
+            ended = await self._client.broker.aended(self.queue, self.id, _left(deadline))
+            ended = ended or self._pending(await self._client.broker.acall(Get(self.queue, self.id)), deadline)
+            if ended is not None:
+                return self._open(ended)
+
+    def status(self) -> State:
+        """Return where the job stands. Raises `JobNotFound`."""
+        self._client.check_sync("status", "astatus")
+        return self._found(self._client.broker.call(Get(self.queue, self.id))).state
+
+    async def astatus(self) -> State:
+        """As `status`, in the running event loop."""
+        return self._found(await self._client.broker.acall(Get(self.queue, self.id))).state
+
+    def job(self) -> Job:
+        """Return all that is known of the job. Raises `JobNotFound`."""
+        self._client.check_sync("job", "ajob")
+        return view(self._found(self._client.broker.call(Get(self.queue, self.id))))
+
+    async def ajob(self) -> Job:
+        """As `job`, in the running event loop."""
+        return view(self._found(await self._client.broker.acall(Get(self.queue, self.id))))
+
+    def cancel(self, reason: str = "") -> bool:
+        """Cancel the job if it has not ended; True if that changed anything. A running job is asked to stop."""
+        self._client.check_sync("cancel", "acancel")
+        return bool(self._client.broker.call(self._cancellation(reason)).changed)
+
+    async def acancel(self, reason: str = "") -> bool:
+        """As `cancel`, in the running event loop."""
+        return bool((await self._client.broker.acall(self._cancellation(reason))).changed)
+
+    def _cancellation(self, reason: str) -> Act:
+        ttl = max(self._task.settings.result_ttl, self._client.dedupe_window)
+        text = reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore")
+        return Act(self.queue, Cancel(text, round(ttl * 1000)), (self.id,))
+
+    def _found(self, snapshot: Snapshot | None) -> Snapshot:
+        if snapshot is None:
+            raise JobNotFound(f"{self} is not known (any more)")
+        return snapshot
+
+    def _pending(self, snapshot: Snapshot | None, deadline: float) -> Snapshot | None:
+        """Tell a job that takes its time from one that ended just now and from one that is not known."""
+        if self._found(snapshot).state.terminal:
+            return snapshot
+        if time.monotonic() >= deadline:
+            raise ResultTimeout(f"{self} has not ended in the time given; it is {self._found(snapshot).state}")
+        return None
+
+    def _open(self, snapshot: Snapshot) -> R_co:
+        if snapshot.state is State.DONE and snapshot.ending is not None:
+            result: R_co = self._task.signature.read_result(read_ending(snapshot.ending).result)
+            return result
+        job = view(snapshot)
+        if job.state is State.CANCELLED:
+            raise JobCancelled(f"{self} ({job.task}) was cancelled" + (f": {job.error}" if job.error else ""))
+        last = job.history[-1].error_type if job.history else ""
+        raise JobFailed(f"{self} ({job.task}) is dead: {job.error}", last, job.traceback)
+
+
+def _deadline(timeout: float | None) -> float:
+    return math.inf if timeout is None else time.monotonic() + seconds("timeout", timeout)
+
+
+def _left(deadline: float) -> float | None:
+    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+
+
+def _overrides(retries: int | None, timeout: float | None, result_ttl: float | None) -> Options | None:
+    if retries is not None:
+        check_count("retries", retries)
+    if timeout is not None and seconds("timeout", timeout) == 0:
+        raise ConfigError("timeout must be more than 0 seconds")
+    if result_ttl is not None:
+        seconds("result_ttl", result_ttl)
+    options = Options(retries, timeout, result_ttl)
+    return None if options == Options() else options
+
+
+def _due(at: object, delay: object) -> int:
+    if at is None:
+        return 0
+    if delay is not None:
+        raise ConfigError("give delay= or at=, not both")
+    if not isinstance(at, dt.datetime):
+        raise ConfigError(f"at must be a datetime with a time zone, not {at!r}")
+    if at.utcoffset() is None:
+        raise ConfigError(f"at={at!r} has no time zone: which moment it names depends on the machine; give it a tzinfo")
+    return max(1, round(at.timestamp() * 1000))
+
+
+def _headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:
+    try:
+        checked = msgspec.convert(headers or {}, dict[str, str])
+        size = sum(len(name.encode()) + len(value.encode()) for name, value in checked.items())
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise ConfigError(f"headers must be text by text: {error}") from error
+    if size > MAX_HEADERS:
+        raise ConfigError(f"headers take {size:,} bytes, more than the limit of {MAX_HEADERS:,}")
+    return checked or None

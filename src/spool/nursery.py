@@ -1,0 +1,404 @@
+"""Where processes come from: a single-threaded process that has the app imported and forks children from itself.
+
+A worker has threads and an event loop, so it must not fork; and children that were forked after the import share its
+memory. So a nursery is a fresh interpreter that imports the app once and then does nothing but fork, reap and report.
+Where forking is unsafe (not Linux, or the app's import started threads) it starts a fresh interpreter for each child
+instead.
+
+A child gets one end of a socket pair from whoever asked for it, and reads its first frame there: what it is to do.
+
+No child outlives its parent. The end of the nursery's control socket means that its parent is gone: it sends SIGTERM to
+its children, SIGKILL `ORPHANED` seconds later, and ends. If the nursery itself is killed, the kernel kills its
+children (Linux); elsewhere they see the end of their own sockets.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from spool.app import Spool
+from spool.broker import connect
+from spool.errors import ConfigError
+
+ORPHANED: Final = 0.8
+"""Seconds that children get to end in order when their parent is gone."""
+
+Entry = Callable[[socket.socket], int]
+"""What a child runs: takes its socket, returns its exit code."""
+
+_HEADER: Final = struct.Struct("!I")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def load_app(target: str) -> Spool:
+    """Import the app that ``module:attribute`` names. Raises `ConfigError` that says what is wrong with it.
+
+    >>> load_app("os:path")
+    Traceback (most recent call last):
+    spool.errors.ConfigError: os:path is no Spool app but a module
+    """
+    module, _, attribute = target.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"an app is named as module:attribute, not {target!r}")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and one that it imports is not
+        raise ConfigError(f"there is no module {error.name!r} (looked for {target} from {os.getcwd()})") from None  # noqa: PTH109
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise ConfigError(f"module {module!r} has no attribute {attribute!r}")
+        found = getattr(found, name)
+    if not isinstance(found, Spool):
+        raise ConfigError(f"{target} is no Spool app but a {type(found).__name__}")
+    return found
+
+
+def describe_exit(code: int) -> str:
+    """Say how a process ended, from its exit code (negative: the signal that killed it).
+
+    >>> describe_exit(3), describe_exit(-9)
+    ('exit code 3', 'SIGKILL')
+    """
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+# Frames: a length and a body. Both ends of every socket here speak them.
+
+
+def pack_frame(message: object) -> bytes:
+    """Return a message as a frame."""
+    body = _encode(message)
+    return _HEADER.pack(len(body)) + body
+
+
+def send_frame(to: socket.socket, message: object, *fds: int) -> None:
+    """Send a message, and file descriptors with it. Blocks while the socket is full."""
+    frame = pack_frame(message)
+    if fds:
+        # They come with the first byte, which the other side reads together with the header.
+        socket.send_fds(to, [frame[: _HEADER.size]], fds)
+        frame = frame[_HEADER.size :]
+    to.sendall(frame)
+
+
+def read_frame(of: socket.socket) -> Any:
+    """Read one message; blocks. Raises `EOFError` when the other end is closed."""
+    return msgspec.msgpack.decode(_read_exactly(of, _HEADER.unpack(_read_exactly(of, _HEADER.size))[0]))
+
+
+def _read_exactly(of: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = of.recv(size - len(parts))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
+
+
+class Frames:
+    """Takes bytes as they come and gives the messages that are complete."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        self._bytes += data
+        while len(self._bytes) >= _HEADER.size:
+            end = _HEADER.size + _HEADER.unpack_from(self._bytes)[0]
+            if len(self._bytes) < end:
+                return
+            message = msgspec.msgpack.decode(bytes(self._bytes[_HEADER.size : end]))
+            del self._bytes[:end]
+            yield message
+
+
+# The parent's side
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The nursery has the app imported. ``forks``: whether its children will share memory."""
+
+    forks: bool
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The app cannot be imported. The nursery has ended."""
+
+    reason: str
+    traceback: str
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """A child runs."""
+
+    number: int
+    pid: int
+
+
+class Exited(msgspec.Struct, frozen=True, tag=True):
+    """A child has ended; ``code`` is its exit code, negative for the signal that killed it."""
+
+    number: int
+    code: int
+
+
+class Gone(msgspec.Struct, frozen=True, tag=True):
+    """The nursery itself has died, and its children with it."""
+
+
+Event = Ready | Failed | Started | Exited | Gone
+
+
+class Nursery:
+    """A nursery process, as its parent sees it. Not for several threads at a time.
+
+    ``entry`` (``module:function``, an `Entry`) is what children run; ``app`` is imported first, and what the broker at
+    ``url`` (else the app's own) needs. Wait until `fileno` is readable, then `read` the events. Starting does not wait
+    for the import: children asked for come when they can.
+    """
+
+    def __init__(self, entry: str, app: str, url: str | None = None) -> None:
+        self._control, theirs = socket.socketpair()
+        self._frames = Frames()
+        self._number = 0
+        with theirs:
+            command = [sys.executable, "-c", _BOOT, str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        # sys.path, since the app may have come from a place that a fresh interpreter does not look at.
+        send_frame(self._control, [sys.path, entry, app, url])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        return self._control.fileno()
+
+    def start(self, argument: object) -> tuple[int, socket.socket]:
+        """Ask for a child; return its number and our end of its socket, where ``argument`` is its first message."""
+        self._number += 1
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.suppress(OSError):  # a dead nursery is told by `read`
+            send_frame(ours, argument)
+            send_frame(self._control, ["start", self._number], theirs.fileno())
+        return self._number, ours
+
+    def signal(self, number: int, signum: int) -> None:
+        """Send a signal to a child, unless it has ended: the nursery knows, so no stranger with its pid is hit."""
+        with contextlib.suppress(OSError):
+            send_frame(self._control, ["signal", number, signum])
+
+    def read(self) -> list[Event]:
+        """Return what happened since; blocks if `fileno` is not readable."""
+        try:
+            data = self._control.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            return [Gone()]
+        return [msgspec.convert(message, Event) for message in self._frames.feed(data)]
+
+    def close(self) -> None:
+        """End the nursery, and with it the children that are left; waits for it."""
+        self._control.close()
+        try:
+            self._process.wait(ORPHANED + 5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def kill(self) -> None:
+        """Kill it and its children, now."""
+        self._process.kill()
+        self.close()
+
+
+# The nursery's side
+
+_BOOT: Final = "import sys; from spool.nursery import main; main(int(sys.argv[1]))"
+_BOOT_CHILD: Final = "import sys; from spool.nursery import main_of_child; main_of_child(*sys.argv[1:])"
+
+
+def main(fd: int) -> NoReturn:
+    """Be a nursery, controlled through this socket."""
+    control = socket.socket(fileno=fd)
+    # A Ctrl-C or a service manager signals the whole group: what that means is the parent's business.
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    path, entry, app, url = read_frame(control)
+    sys.path[:] = path
+    try:
+        run = _resolve(entry)
+        loaded = load_app(app)
+        # Brokers connect only when they are used: this finds a URL that is no use, and imports what children need.
+        _ = connect(url) if url else loaded.broker
+    except BaseException as error:  # noqa: BLE001 - the import of an app may raise anything; the parent is told
+        reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        send_frame(control, msgspec.to_builtins(Failed(reason, traceback.format_exc())))
+        os._exit(1)
+    forks = _may_fork()
+    # What is there now is shared with the children; the collector must not touch it, for that would copy it.
+    gc.collect()
+    gc.freeze()
+    nest = _Nest(control, entry, app, run if forks else None)
+    try:
+        nest.tell(Ready(forks))
+        nest.serve()
+    except (EOFError, OSError):
+        nest.clear()
+    os._exit(0)
+
+
+def main_of_child(fd: str, parent: str, entry: str, app: str) -> NoReturn:
+    """Be a child in a fresh interpreter."""
+    _die_with(int(parent))
+    sys.path[:] = msgspec.json.decode(os.environ.pop("SPOOL_CHILD_PATH"))
+    load_app(app)
+    sys.exit(_resolve(entry)(socket.socket(fileno=int(fd))))
+
+
+def _resolve(entry: str) -> Entry:
+    module, _, name = entry.partition(":")
+    found: Entry = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _may_fork() -> bool:
+    if sys.platform != "linux":  # system libraries elsewhere do not bear it
+        return False
+    return len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208
+
+
+class _Nest:
+    """The children of a nursery."""
+
+    def __init__(self, control: socket.socket, entry: str, app: str, run: Entry | None) -> None:
+        self._control = control
+        self._command = [sys.executable, "-c", _BOOT_CHILD]
+        self._names = [str(os.getpid()), entry, app]
+        self._run = run
+        self._numbers: dict[int, int] = {}
+        self._wake, wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(wake, False)
+        self._signals = wake
+        signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+
+    def tell(self, event: Event) -> None:
+        send_frame(self._control, msgspec.to_builtins(event))
+
+    def serve(self) -> None:
+        """Do as told until the parent is gone: raises `EOFError` or `OSError` then."""
+        while True:
+            readable, _, _ = select.select([self._control.fileno(), self._wake], [], [])
+            if self._wake in readable:
+                for event in self._reap():
+                    self.tell(event)
+            if self._control.fileno() in readable:
+                self._obey()
+
+    def clear(self) -> None:
+        """End the children."""
+        for signum, wait in ((signal.SIGTERM, ORPHANED), (signal.SIGKILL, 5.0)):
+            for pid in self._numbers:
+                os.kill(pid, signum)
+            end = time.monotonic() + wait
+            while self._numbers and (left := end - time.monotonic()) > 0:
+                select.select([self._wake], [], [], left)
+                self._reap()
+
+    def _obey(self) -> None:
+        head, fds, _, _ = socket.recv_fds(self._control, _HEADER.size, 1)
+        if not head:
+            raise EOFError
+        head += _read_exactly(self._control, _HEADER.size - len(head))
+        match msgspec.msgpack.decode(_read_exactly(self._control, _HEADER.unpack(head)[0])):
+            case ["start", int(number)]:
+                pid = self._fork(fds[0], self._run) if self._run else self._spawn(fds[0])
+                os.close(fds[0])
+                self._numbers[pid] = number
+                self.tell(Started(number, pid))
+            case ["signal", int(number), int(signum)]:
+                for pid in [pid for pid, known in self._numbers.items() if known == number]:
+                    os.kill(pid, signum)
+            case other:
+                raise AssertionError(f"a nursery does not know {other!r}")
+
+    def _reap(self) -> list[Exited]:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+        exits: list[Exited] = []
+        with contextlib.suppress(ChildProcessError):
+            while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
+                number = self._numbers.pop(reaped[0], None)
+                if number is not None:
+                    exits.append(Exited(number, os.waitstatus_to_exitcode(reaped[1])))
+        return exits
+
+    def _fork(self, fd: int, run: Entry) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 70
+        try:
+            _die_with(parent)
+            signal.set_wakeup_fd(-1)
+            os.close(self._wake)
+            os.close(self._signals)
+            self._control.close()
+            for each in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(each, signal.SIG_DFL)
+            code = run(socket.socket(fileno=fd))
+            atexit._run_exitfuncs()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - os._exit would not run them
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:  # noqa: BLE001 - nothing above may run in the child
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _spawn(self, fd: int) -> int:
+        os.set_inheritable(fd, True)  # noqa: FBT003 - its signature
+        environment = os.environ | {"SPOOL_CHILD_PATH": msgspec.json.encode(sys.path).decode()}
+        # Ignored signals stay ignored in a new program, so they are given back their defaults.
+        defaults = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        return os.posix_spawn(sys.executable, [*self._command, str(fd), *self._names], environment, setsigdef=defaults)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, where there is such a kernel."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)

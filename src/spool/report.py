@@ -1,0 +1,136 @@
+"""What workers report about themselves: metrics in band, and their rows.
+
+**Metrics.** A settle may carry one blob, the sums over the attempts that it settles. msgpack, array-like:
+
+```
+[1, [task, {outcome: count}, [bucket, count, …] of waits, [bucket, count, …] of runs], …]
+```
+
+Outcomes are those of `spool.job.Attempt`. Bucket b of a histogram counts values v with 2^(b-1) ≤ v < 2^b, bucket 0 the
+zeros; empty buckets are left out. A **wait** is the time in milliseconds from the call of enqueue (by the
+producer's clock) to the start of the first attempt, so that a delay asked for is part of it. A **run** is the time in
+nanoseconds from the start of an attempt to its end.
+
+**Rows.** Each incarnation keeps a document of kind ``worker`` under its own name: `WorkerRow`, as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from spool.errors import StoreCorrupt
+
+LAYOUT: Final = 1
+BUCKETS: Final = 65
+
+Histogram = list[int]
+
+
+class TaskReport(msgspec.Struct, array_like=True, frozen=True):
+    """The part of a blob that is about one task."""
+
+    task: str
+    outcomes: dict[str, int]
+    waits: Histogram
+    runs: Histogram
+
+
+class Meter:
+    """Counts for one task of one queue, until they are reported. The executor adds to the fields itself."""
+
+    __slots__ = ("others", "runs", "task", "waits")
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.waits = [0] * BUCKETS
+        self.runs = [0] * BUCKETS
+        self.others: dict[str, int] = {}
+        """Outcomes but done, which is what is left of the runs."""
+
+    def take(self) -> TaskReport | None:
+        """Return what was counted, and begin anew."""
+        ended = sum(self.runs)
+        if not ended:
+            return None
+        outcomes = {"done": ended - sum(self.others.values()), **self.others}
+        report = TaskReport(
+            self.task, {name: n for name, n in outcomes.items() if n}, _sparse(self.waits), _sparse(self.runs)
+        )
+        self.waits, self.runs, self.others = [0] * BUCKETS, [0] * BUCKETS, {}
+        return report
+
+
+def _sparse(counts: list[int]) -> Histogram:
+    return [number for bucket, count in enumerate(counts) if count for number in (bucket, count)]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_layout = msgspec.msgpack.Decoder(int).decode
+_decode_report = msgspec.msgpack.Decoder(TaskReport).decode
+
+
+def pack(meters: Iterable[Meter]) -> bytes:
+    """Return the blob of what these meters counted, empty if nothing; they begin anew."""
+    reports = [report for meter in meters if (report := meter.take())]
+    return _encode([LAYOUT, *reports]) if reports else b""
+
+
+def unpack(blob: bytes) -> list[TaskReport]:
+    """Read a blob; of an empty one, nothing. Raises `StoreCorrupt`.
+
+    >>> meter = Meter("send")
+    >>> meter.runs[20] += 2
+    >>> unpack(pack([meter]))
+    [TaskReport(task='send', outcomes={'done': 2}, waits=[], runs=[20, 2])]
+    """
+    if not blob:
+        return []
+    try:
+        layout, *reports = _decode(blob)
+        if _decode_layout(layout) > LAYOUT:
+            raise StoreCorrupt(f"metrics have layout {_decode_layout(layout)}; this release knows up to {LAYOUT}")
+        return [_decode_report(report) for report in reports]
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise StoreCorrupt(f"metrics cannot be read: {error}") from error
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """One incarnation, as it describes itself every few seconds. Times in milliseconds since the epoch.
+
+    ``boot``, ``namespace`` (of pids), ``pid`` and ``born`` (when the process started, in the kernel's ticks since boot)
+    name one process of one machine for good, so that a supervisor there can tell that it is gone; empty or 0 where the
+    platform does not tell.
+    """
+
+    incarnation: str
+    name: str
+    host: str
+    pid: int
+    boot: str
+    namespace: str
+    born: int
+    started: int
+    queues: list[str]
+    concurrency: int
+    pool_size: int
+    lease: int
+    running: int
+    stopping: bool
+    version: str
+    python: str
+
+
+encode_row = msgspec.json.Encoder().encode
+_decode_row = msgspec.json.Decoder(WorkerRow).decode
+
+
+def read_row(body: bytes) -> WorkerRow:
+    """Read a worker's row. Raises `StoreCorrupt`."""
+    try:
+        return _decode_row(body)
+    except msgspec.MsgspecError as error:
+        raise StoreCorrupt(f"a worker's row cannot be read: {error}") from error

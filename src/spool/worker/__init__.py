@@ -1,0 +1,189 @@
+"""The worker: claim, execute, settle. One `Worker` is one process; it lives one `Life` after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+from spool.app import Spool
+from spool.errors import ConfigError
+from spool.executor import Executor
+from spool.executor.pool import Processes
+from spool.job import check_name
+from spool.report import WorkerRow
+from spool.worker.heartbeat import Machine
+from spool.worker.life import Life
+from spool.worker.slots import Slots
+
+logger = logging.getLogger("spool.worker")
+
+
+class Worker:
+    """Runs the jobs of some queues of an app, in this process and event loop.
+
+    ``queues``: default all that the app's tasks are declared for. ``concurrency``: jobs at a time on the loop and in
+    threads (100). ``pool_size``: processes for ``process=True`` tasks (the number of CPUs if the app has such tasks,
+    else 0). ``lease`` (10 s): how long the store waits for a sign of life. ``grace`` (30 s): what running jobs get when
+    the worker is asked to stop. ``name``: shown with what its jobs did (``host:pid``). ``target``
+    (``module:attribute``) and ``url`` tell the pool's processes where app and broker are; only a pool needs them.
+    ``on_life`` is called with each incarnation that has registered itself.
+
+    Raises `ConfigError` for what cannot be used.
+
+    ```python
+    worker = Worker(app, queues=["mail"])
+    loop.add_signal_handler(signal.SIGTERM, worker.stop)
+    await worker.run()
+    ```
+    """
+
+    def __init__(
+        self,
+        app: Spool,
+        queues: Sequence[str] = (),
+        *,
+        concurrency: int = 100,
+        pool_size: int | None = None,
+        lease: float = 10.0,
+        grace: float = 30.0,
+        name: str = "",
+        target: str | None = None,
+        url: str | None = None,
+        on_life: Callable[[str], None] | None = None,
+    ) -> None:
+        check_limits(queues, concurrency, pool_size, lease, grace)
+        declared = [task.settings.queue for task in app.tasks.values()]
+        self.app = app
+        self.queues = list(dict.fromkeys(check_name("queue", queue) for queue in queues or declared or ["default"]))
+        self.concurrency = concurrency
+        self.pool_size = _pool_size(app, pool_size)
+        self.lease = lease
+        self.grace = grace
+        self.machine = Machine()
+        self.name = name or f"{self.machine.host}:{self.machine.pid}"
+        self.stopping = False
+        self._began = int(time.time() * 1000)
+        self._target = target
+        self._url = url
+        self._on_life = on_life
+        self._life: Life | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._now = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask the worker to stop: in order the first time, at once the second. From any thread or signal handler."""
+        if self._loop is None:
+            self._stop()
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped
+                self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self.stopping:
+            self._now.set()
+        self.stopping = True
+        if self._life is not None:
+            self._life.wake()
+
+    async def run(self) -> None:
+        """Work until told to `stop`; then running jobs get ``grace`` seconds, and what is left is handed back.
+
+        Stopping counts for no job as a failure. An outage of the store is waited out. Raises `ConfigError`,
+        `BrokerRefused` or `StoreCorrupt` if the worker cannot begin at all. Cancelled, it stops at once.
+        """
+        self._loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            executor = await self._open_executor(stack)
+            for lifespan in self.app.lifespans:
+                await stack.enter_async_context(lifespan(self.app))
+            slots = Slots(self.concurrency, self.pool_size)
+            while not self.stopping:
+                self._life = Life(self, self.app.broker, executor, slots, self.app.tasks)
+                await self._live(self._life)
+
+    async def _open_executor(self, stack: AsyncExitStack) -> Executor:
+        processes = None
+        if self.pool_size:
+            if self._target is None:
+                raise ConfigError("a process pool needs to know where the app is: Worker(target='module:attribute')")
+            processes = Processes(self._target, self.pool_size, url=self._url)
+            stack.callback(processes.close)
+            await processes.start()
+        executor = Executor(self.app, self.name, threads=self.concurrency, processes=processes)
+        stack.callback(executor.close)
+        return executor
+
+    async def _live(self, life: Life) -> None:
+        try:
+            await life.run()
+            if not life.over:
+                await life.close(self.grace, self._now)
+        except asyncio.CancelledError:
+            self.stopping = True
+            self._now.set()
+            await life.close(0.0, self._now)
+            raise
+        finally:
+            life.abandon()
+
+    # For its lives
+
+    def registered(self, incarnation: str) -> None:
+        """Say that an incarnation holds its leases."""
+        logger.info(
+            "worker %s is ready for %s",
+            self.name,
+            ", ".join(self.queues),
+            extra={"spool": {"incarnation": incarnation}},
+        )
+        if self._on_life is not None:
+            self._on_life(incarnation)
+
+    def describe(self, incarnation: str, running: int) -> WorkerRow:
+        """Return the row of an incarnation."""
+        machine = self.machine
+        return WorkerRow(
+            incarnation,
+            self.name,
+            machine.host,
+            machine.pid,
+            machine.boot,
+            machine.namespace,
+            machine.born,
+            self._began,
+            self.queues,
+            self.concurrency,
+            self.pool_size,
+            round(self.lease * 1000),
+            running,
+            self.stopping,
+            machine.version,
+            machine.python,
+        )
+
+
+def check_limits(queues: Sequence[str], concurrency: int, pool_size: int | None, lease: float, grace: float) -> None:
+    """Raise `ConfigError` for settings that no worker can use."""
+    if isinstance(queues, str):
+        raise ConfigError(f"queues is a list of names, not the text {queues!r}")
+    for queue in queues:
+        check_name("queue", queue)
+    if concurrency < 1:
+        raise ConfigError(f"concurrency must be 1 or more, not {concurrency}")
+    if pool_size is not None and pool_size < 0:
+        raise ConfigError(f"pool_size must be 0 or more, not {pool_size}")
+    if not 0.5 <= lease <= 3600:
+        raise ConfigError(f"lease must be 0.5 to 3,600 seconds, not {lease}")
+    if not 0 <= grace <= 86_400:
+        raise ConfigError(f"grace must be 0 to 86,400 seconds, not {grace}")
+
+
+def _pool_size(app: Spool, given: int | None) -> int:
+    if not any(task.settings.kind == "process" for task in app.tasks.values()):
+        return 0
+    return (os.cpu_count() or 1) if given is None else given

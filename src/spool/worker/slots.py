@@ -1,0 +1,157 @@
+"""What a worker knows of one queue it serves, and the slots that its queues share."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Final
+
+from spool.executor.attempt import Run
+from spool.job import PROCESS
+
+LINGER: Final = 0.002
+"""Seconds that free slots wait for others, so that one claim fills many."""
+
+MAX_UNSETTLED: Final = 2_000
+"""With so many ended jobs that the store has not been told of, a queue gives us no more."""
+
+
+class Slots:
+    """How many more jobs may run: on the loop and in threads (``main``), and in processes (``pool``)."""
+
+    __slots__ = ("_loop", "_needed", "_waiters", "half", "main", "pool", "pool_size", "size")
+
+    def __init__(self, size: int, pool_size: int) -> None:
+        self.size = self.main = size
+        self.pool_size = self.pool = pool_size
+        self.half = (size + 1) // 2
+        self._loop = asyncio.get_running_loop()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._needed = 0
+
+    @property
+    def lack(self) -> bool:
+        """Whether there are none left of one kind."""
+        return not self.main or (self.pool_size > 0 and not self.pool)
+
+    def take(self, main: int, pool: int) -> None:
+        self.main -= main
+        self.pool -= pool
+
+    def give(self, main: int, pool: int) -> None:
+        self.main += main
+        self.pool += pool
+        if self._waiters and (self.main >= self._needed or pool):
+            self.wake()
+
+    def wake(self) -> None:
+        """Let those who wait look again."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def change(self, needed: int = 1, timeout: float | None = None) -> None:
+        """Return when ``needed`` of main are free, or one more of the pool, or woken, or after ``timeout`` seconds."""
+        self._needed = min(needed, self._needed) if self._waiters else needed
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        timer = self._loop.call_later(timeout, self.wake) if timeout is not None else None
+        await waiter
+        if timer is not None:
+            timer.cancel()
+
+    async def enough(self) -> None:
+        """Return when half of the slots are free, or `LINGER` after the first, or when woken: it is worth a claim."""
+        if not self.main and not self.pool:
+            await self.change()
+        if self.main < self.half and not self.pool * 2 >= self.pool_size > 0:
+            await self.change(self.half, LINGER)
+
+
+class Line:
+    """One queue in one life of a worker: the sequence numbers, and the jobs between claim and settlement.
+
+    ``held`` are claimed and not yet known to be settled; ``finished`` of them have ended and wait to be settled.
+    """
+
+    __slots__ = (
+        "_ended",
+        "_loop",
+        "_pooled",
+        "_slots",
+        "_waiter",
+        "claim_seq",
+        "claiming",
+        "finished",
+        "heard",
+        "held",
+        "hot",
+        "mismatches",
+        "name",
+        "next_at",
+        "probed",
+        "report",
+        "reported",
+        "running",
+        "settle_seq",
+        "settled",
+        "tell_tasks",
+    )
+
+    def __init__(self, name: str, slots: Slots) -> None:
+        self.name = name
+        self.held: set[Run] = set()
+        self.finished: list[Run] = []
+        self.running = 0
+        # Claims
+        self.claim_seq = 0
+        self.claiming = False
+        self.hot = True
+        self.next_at: int | None = None
+        self.probed = 0.0
+        # Settles
+        self.settle_seq = 0
+        self.settled = 0.0
+        # Beats; the beat thread reads and writes some of these, each in one step
+        self.heard = monotonic()
+        self.tell_tasks = True
+        self.mismatches = 0
+        self.report: tuple[int, tuple[str, ...]] | None = None
+        self.reported: list[Run] = []
+        self._slots = slots
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = self._pooled = 0
+
+    def finish(self, run: Run) -> None:
+        """Take note that a job has ended; its slot is given back together with those of the others that end now."""
+        self.finished.append(run)
+        self._ended += 1
+        if run.record.lane == PROCESS:
+            self._pooled += 1
+        if self._ended == 1:
+            self._loop.call_soon(self._give_back)
+            self.wake()
+
+    def _give_back(self) -> None:
+        ended, pooled = self._ended, self._pooled
+        self._ended = self._pooled = 0
+        self.running -= ended
+        self._slots.give(ended - pooled, pooled)
+
+    def wake(self) -> None:
+        """Let the settle loop look again."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def some_finished(self) -> None:
+        """Return when a job has ended, or when woken."""
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    def take_finished(self, most: int) -> list[Run]:
+        batch = self.finished[:most]
+        del self.finished[:most]
+        return batch

@@ -1,0 +1,274 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from spool import BrokerRefused, ConfigError, State, StoreCorrupt
+from spool.broker import Broker, Find, Stats, connect
+from spool.job import view
+from spool.supervisor import Fleet, WorkerOptions
+from tests import shop
+from tests.eventually import eventually
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request, tmp_path) -> str:
+    if request.param == "redis":
+        return request.getfixturevalue("redis_url")
+    return f"sqlite:///{tmp_path}/spool.db"
+
+
+@pytest.fixture
+def broker(url) -> Iterator[Broker]:
+    broker = connect(url)
+    with shop.app.using(broker):
+        yield broker
+    broker.close()
+
+
+def options(url: str, **settings) -> WorkerOptions:
+    return WorkerOptions(app="tests.shop:app", url=url, log_level="error", **settings)
+
+
+@contextmanager
+def cli(url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`run_workers` in a process of its own, with JSON on stderr."""
+    program = (
+        "import sys; from spool.supervisor import *; "
+        "sys.exit(run_workers(msgspec.json.decode(sys.argv[1], type=WorkerOptions)))"
+    )
+    body = msgspec.json.encode(WorkerOptions(app="tests.shop:app", url=url, log_format="json")).decode()
+    command = [sys.executable, "-c", "import msgspec; " + program, body, *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
+def row_pids(broker: Broker) -> list[int]:
+    from spool.broker import Load
+    from spool.report import read_row
+
+    return [read_row(document.body).pid for document in broker.call(Load("worker")).documents]
+
+
+# Fleet
+
+
+def test_a_fleet_works(broker, url):
+    with Fleet(options(url, processes=2)) as fleet:
+        fleet.wait_ready()
+        pids = fleet.pids
+        assert len(set(pids)) == 2
+        handles = [shop.add.enqueue(number, 1) for number in range(50)]
+        assert [handle.result(10) for handle in handles] == list(range(1, 51))
+        pid, _, worker, attempt = shop.where.enqueue().result(10)
+        assert pid not in pids
+        assert attempt == 1
+        assert int(worker.rpartition(":")[2]) in pids
+        fleet.start(1)
+        fleet.wait_ready()
+        assert len(fleet.pids) == 3
+    assert fleet.pids == []
+    assert all(gone(pid) for pid in [*pids, pid])
+    stats = broker.call(Stats("default"))
+    assert (stats.workers, stats.totals) == (0, {"enqueued": 51, "done": 51})
+
+
+def test_a_child_that_dies_is_replaced_and_its_jobs_run_again_at_once(broker, url, tmp_path):
+    log = tmp_path / "log"
+    with Fleet(options(url, processes=2)) as fleet:
+        fleet.wait_ready()
+        before = fleet.pids
+        handles = [shop.note.enqueue(str(log), 0.3) for _ in range(20)]
+        eventually(lambda: len(shop.lines(log, "start")) == 20)
+        victim = int(shop.lines(log, "start")[0].split()[2])
+        killed = time.monotonic()
+        fleet.kill(victim)
+        lost = len([line for line in shop.lines(log, "start") if line.endswith(str(victim))])
+        eventually(lambda: len(shop.lines(log, "start")) == 20 + lost)
+        assert time.monotonic() - killed < 1
+        for handle in handles:
+            handle.result(10)
+        eventually(lambda: len(fleet.pids) == 2 and victim not in fleet.pids)
+        fleet.wait_ready()
+        assert len(set(before) & set(fleet.pids)) == 1
+    ends = [line.split()[1] for line in shop.lines(log, "end")]
+    assert sorted(ends) == sorted(handle.id for handle in handles)
+    stats = broker.call(Stats("default"))
+    assert stats.totals == {"enqueued": 20, "done": 20, "lost": lost}
+
+
+def test_a_child_that_dies_again_and_again_is_started_ever_more_slowly():
+    fleet = Fleet(options("sqlite://"))
+    pauses = []
+    for falls in range(12):
+        fleet._falls = falls
+        pauses.append(fleet._pause())
+    assert pauses[:2] == [0.0, 0.0]
+    assert 0.5 <= pauses[2] <= 1.0
+    assert 15 <= pauses[-1] <= 30
+    fleet.kill()
+
+
+def test_a_fleet_that_is_killed_leaves_nothing_running(broker, url):
+    fleet = Fleet(options(url, processes=2))
+    fleet.start()
+    fleet.wait_ready()
+    pids = fleet.pids
+    fleet.kill()
+    assert fleet.pids == []
+    eventually(lambda: all(gone(pid) for pid in pids))
+
+
+def test_a_fleet_outlives_its_nursery(broker, url):
+    with Fleet(options(url)) as fleet:
+        fleet.wait_ready()
+        (before,) = fleet.pids
+        os.kill(fleet._nursery.pid, signal.SIGKILL)
+        eventually(lambda: gone(before))
+        assert shop.add.enqueue(1, 2).result(10) == 3
+        eventually(lambda: fleet.pids and fleet.pids != [before])
+
+
+def test_stopping_hands_back_what_does_not_end(broker, url, tmp_path):
+    log = tmp_path / "log"
+    with Fleet(options(url, grace=0.1)) as fleet:
+        fleet.wait_ready()
+        handle = shop.note.enqueue(str(log), 60)
+        eventually(lambda: shop.lines(log, "start"))
+        began = time.monotonic()
+    assert time.monotonic() - began < 3
+    job = handle.job()
+    assert (job.state, job.attempts, job.failures, job.losses) == (State.READY, 1, 0, 0)
+
+
+def test_children_that_cannot_begin_say_why(tmp_path):
+    fleet = Fleet(WorkerOptions(app="tests.broken_shop:app", log_level="error"))
+    fleet.start()
+    with pytest.raises(ConfigError, match="the configuration is missing"):
+        fleet.wait_ready()
+    with pytest.raises(ConfigError):
+        fleet.join(5)
+    (tmp_path / "file").write_text("no database" * 1000)
+    fleet = Fleet(options(f"sqlite:///{tmp_path}/file"))
+    fleet.start()
+    with pytest.raises((StoreCorrupt, BrokerRefused, ConfigError)):
+        fleet.wait_ready()
+    with pytest.raises((StoreCorrupt, BrokerRefused, ConfigError)):
+        fleet.stop()
+
+
+def test_a_store_that_is_not_there_is_waited_for():
+    fleet = Fleet(options("redis://127.0.0.1:1/0"))
+    fleet.start()
+    with pytest.raises(TimeoutError):
+        fleet.wait_ready(0.5)
+    began = time.monotonic()
+    fleet.stop()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("settings", [{"processes": 0}, {"concurrency": 0}, {"lease": 0}, {"queues": ("a/b",)}])
+def test_options_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ConfigError):
+        WorkerOptions(app="tests.shop:app", **settings)
+
+
+# The command
+
+
+def test_sigterm_stops_in_order(broker, url, tmp_path):
+    log = tmp_path / "log"
+    with cli(url) as process:
+        handle = shop.note.enqueue(str(log), 0.5)
+        eventually(lambda: shop.lines(log, "start"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        errors = process.stderr.read()
+    assert handle.status() is State.DONE
+    assert [msgspec.json.decode(line)["level"] for line in errors.splitlines()] == ["info"]
+
+
+def test_a_signal_to_the_whole_group_is_no_more_than_one(broker, url, tmp_path):
+    log = tmp_path / "log"
+    with cli(url) as process:
+        handle = shop.note.enqueue(str(log), 0.5)
+        pooled = shop.where.enqueue()
+        eventually(lambda: shop.lines(log, "start"))
+        pooled.result(10)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert handle.status() is State.DONE
+
+
+def test_a_second_signal_stops_at_once(broker, url, tmp_path):
+    log = tmp_path / "log"
+    with cli(url) as process:
+        handle = shop.note.enqueue(str(log), 60)
+        eventually(lambda: shop.lines(log, "start"))
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)  # signals of one kind that follow too closely are one to the kernel
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert time.monotonic() - began < 3
+    assert handle.status() is State.READY
+    assert handle.job().failures == 0
+
+
+def test_no_child_outlives_its_supervisor(broker, url, tmp_path):
+    log = tmp_path / "log"
+    with cli(url) as process:
+        handle = shop.note.enqueue(str(log), 60)
+        eventually(lambda: shop.lines(log, "start"))
+        pool = shop.where.enqueue().result(10)[0]
+        (worker,) = row_pids(broker)
+        process.kill()
+        killed = time.monotonic()
+        eventually(lambda: gone(worker) and gone(pool))
+        assert time.monotonic() - killed < 2
+    # It heard of it in time to hand back what it held.
+    assert handle.status() is State.READY
+    assert handle.job().failures == 0
+
+
+def test_the_log_tells_of_failures_only(broker, url):
+    with cli(url) as process:
+        shop.add.enqueue(1, 2).result(10)
+        bad = shop.flaky.options(retries=0).enqueue(os.devnull, 1)
+        broker.ended("default", bad.id, 10)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        lines = [msgspec.json.decode(line) for line in process.stderr.read().splitlines()]
+    warnings = [line for line in lines if line["level"] == "warning"]
+    assert [(line["job"], line["task"], line["error"]) for line in warnings] == [(bad.id, "flaky", "ConnectionError")]
+
+
+def test_two_processes_on_one_queue_lose_and_double_nothing(broker, url, tmp_path):
+    log = tmp_path / "log"
+    with Fleet(options(url, processes=2)) as fleet:
+        ids = [shop.note.enqueue(str(log)).id for _ in range(50)]
+        shop.app.enqueue_many(shop.note.call(str(log)) for _ in range(450))
+        fleet.wait_ready()
+        eventually(lambda: broker.call(Stats("default")).totals.get("done") == 500, 30)
+    starts = [line.split()[1] for line in shop.lines(log, "start")]
+    assert len(starts) == len(set(starts)) == 500
+    assert set(ids) <= set(starts)
+    found = broker.call(Find("default", State.DONE, limit=1000)).jobs
+    assert {view(job).id for job in found} == set(starts)

@@ -1,0 +1,857 @@
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from spool import (
+    Backoff,
+    BrokerRefused,
+    BrokerUnavailable,
+    ConfigError,
+    Handle,
+    LeaseLost,
+    Retry,
+    Spool,
+    State,
+    current_job,
+)
+from spool.broker import (
+    Beat,
+    Beaten,
+    Broker,
+    Claim,
+    Claimed,
+    Find,
+    Get,
+    Load,
+    Orders,
+    Retire,
+    Settle,
+    Stats,
+    Verb,
+    Watch,
+    connect,
+)
+from spool.job import view
+from spool.report import read_row, unpack
+from spool.worker import Worker
+from spool.worker.heartbeat import is_silence
+from tests.eventually import aeventually
+
+SOON = Backoff(base=0.001, cap=0.01)
+
+
+class Wire:
+    """A broker that others can listen to, and disturb: ``disturb`` sees each verb first, and its reply afterwards."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.sent: list[Any] = []
+        self.before: Callable[[Any], None] = lambda _verb: None
+        self.after: Callable[[Any, Any], Any] = lambda _verb, reply: reply
+
+    url = "wire://"
+
+    def call(self, verb: Verb[Any]) -> Any:
+        self.sent.append(verb)
+        self.before(verb)
+        return self.after(verb, self._broker.call(verb))
+
+    async def acall(self, verb: Verb[Any]) -> Any:
+        self.sent.append(verb)
+        self.before(verb)
+        return self.after(verb, await self._broker.acall(verb))
+
+    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
+        await self._broker.await_work(queues, timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    def all(self, kind: type) -> list[Any]:
+        return [verb for verb in self.sent if isinstance(verb, kind)]
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    broker = connect("sqlite://:memory:")
+    yield Wire(broker)
+    await broker.aclose()
+
+
+@pytest.fixture
+def app(wire) -> Spool:
+    return Spool(wire)
+
+
+@asynccontextmanager
+async def running(app: Spool, *queues: str, **settings: Any) -> AsyncIterator[Worker]:
+    """A worker that has registered itself; stopped in the end."""
+    ready = asyncio.Event()
+    worker = Worker(app, queues, on_life=lambda _: ready.set(), **settings)
+    worker.task = asyncio.create_task(worker.run())
+    try:
+        async with asyncio.timeout(10):
+            await asyncio.wait([asyncio.create_task(ready.wait()), worker.task], return_when="FIRST_COMPLETED")
+        yield worker
+    finally:
+        worker.stop()
+        async with asyncio.timeout(15):
+            await worker.task
+
+
+async def stats(app: Spool, queue: str = "default") -> Any:
+    return await app.broker.acall(Stats(queue))
+
+
+async def done(app: Spool, count: int, queue: str = "default") -> None:
+    async def probe() -> bool:
+        return (await stats(app, queue)).totals.get("done") == count
+
+    await aeventually(probe, 20)
+
+
+async def rows(app: Spool) -> list[Any]:
+    return (await app.broker.acall(Load("worker"))).documents
+
+
+async def is_running(handle: Handle[Any]) -> bool:
+    return await handle.astatus() is State.RUNNING
+
+
+# Work
+
+
+async def test_jobs_of_all_kinds_are_done(app):
+    @app.task
+    async def double(number: int) -> int:
+        return number * 2
+
+    @app.task
+    def triple(number: int) -> int:
+        return number * 3
+
+    early = await double.aenqueue(1)
+    async with running(app):
+        assert await early.aresult(5) == 2
+        handles = [await task.aenqueue(number) for number in range(20) for task in (double, triple)]
+        assert [await handle.aresult(5) for handle in handles] == [
+            number * factor for number in range(20) for factor in (2, 3)
+        ]
+    totals = (await stats(app)).totals
+    assert totals == {"enqueued": 41, "done": 41}
+
+
+async def test_failures_are_retried_and_die(app, caplog):
+    starts = []
+
+    @app.task(retries=2, backoff=SOON)
+    async def fail() -> None:
+        starts.append(current_job().attempt)
+        raise ValueError("as\nalways")
+
+    async with running(app):
+        handle = await fail.aenqueue()
+        await aeventually(lambda: len(starts) == 3)
+        await asyncio.wait_for(app.broker.aended("default", handle.id), 5)
+    job = await handle.ajob()
+    assert (job.state, job.attempts, job.failures, starts) == (State.DEAD, 3, 3, [1, 2, 3])
+    warnings = [record for record in caplog.records if "failed" in record.message]
+    assert len(warnings) == 3
+    assert warnings[-1].message == f"default/{handle.id} fail failed, dead: ValueError: as\nalways"
+    assert warnings[0].spool["job"] == handle.id
+    assert warnings[0].spool["attempt"] == 1
+
+
+async def test_a_retry_is_taken_up_when_it_is_due(app):
+    times = []
+
+    @app.task(retries=3)
+    async def again() -> None:
+        times.append(time.monotonic())
+        if len(times) < 4:
+            raise Retry(delay=0.05)
+
+    async with running(app):
+        handle = await again.aenqueue()
+        await handle.aresult(5)
+    gaps = [after - before for before, after in pairwise(times)]
+    assert all(0.045 <= gap < 0.4 for gap in gaps), gaps
+
+
+async def test_several_queues_are_served(app):
+    @app.task
+    async def work() -> str:
+        return current_job().queue
+
+    async with running(app, "a", "b", "c") as worker:
+        assert worker.queues == ["a", "b", "c"]
+        handles = [await work.options(queue=queue).aenqueue() for queue in "abc" for _ in range(30)]
+        assert [await handle.aresult(5) for handle in handles] == list("a" * 30 + "b" * 30 + "c" * 30)
+    other = await work.options(queue="d").aenqueue()
+    assert await other.astatus() is State.READY
+
+
+async def test_by_default_the_queues_of_the_tasks_are_served(app):
+    @app.task(queue="mail")
+    async def one() -> None: ...
+
+    @app.task(queue="sms")
+    async def two() -> None: ...
+
+    assert Worker(app).queues == ["mail", "sms"]
+    assert Worker(Spool("sqlite://:memory:")).queues == ["default"]
+
+
+async def test_a_busy_queue_does_not_starve_another(app):
+    @app.task
+    async def work() -> None:
+        await asyncio.sleep(0.001)
+
+    await app.aenqueue_many(work.options(queue="busy").call() for _ in range(2000))
+    async with running(app, "busy", "rare", concurrency=10):
+        await (await work.options(queue="rare").aenqueue()).aresult(2)
+        assert sum((await stats(app, "busy")).ready) > 0
+
+
+async def test_no_more_jobs_run_than_there_are_slots(app, wire):
+    now = most = 0
+
+    @app.task
+    async def work() -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.002)
+        now -= 1
+
+    await app.aenqueue_many(work.options(queue=queue).call() for queue in ("a", "b") for _ in range(200))
+    async with running(app, "a", "b", concurrency=7):
+        for queue in ("a", "b"):
+            await done(app, 200, queue)
+    assert most == 7
+    assert all(sum(claim.slots) <= 7 for claim in wire.all(Claim))
+
+
+async def test_a_freed_slot_is_filled_while_the_others_are_busy(app):
+    gate = asyncio.Event()
+
+    @app.task
+    async def wait() -> None:
+        await gate.wait()
+
+    @app.task
+    async def quick() -> None: ...
+
+    async with running(app, concurrency=4):
+        waiting = [await wait.aenqueue() for _ in range(3)]
+        await aeventually(lambda: len(gate._waiters) == 3)
+        for _ in range(5):
+            await (await quick.aenqueue()).aresult(2)
+        gate.set()
+        for handle in waiting:
+            await handle.aresult(2)
+
+
+async def test_priorities_are_strict_when_slots_are_scarce(app):
+    order = []
+
+    @app.task
+    async def work(name: str) -> None:
+        order.append(name)
+
+    for priority in ("background", "low", "normal", "high", "critical"):
+        for number in range(2):
+            await work.options(priority=priority).aenqueue(f"{priority}{number}")
+    async with running(app, concurrency=1):
+        await aeventually(lambda: len(order) == 10)
+    assert order == [f"{p}{n}" for p in ("critical", "high", "normal", "low", "background") for n in range(2)]
+
+
+async def test_an_idle_worker_settles_at_once_and_a_busy_one_in_batches(app, wire):
+    @app.task
+    async def work() -> None: ...
+
+    async with running(app):
+        for _ in range(3):
+            await (await work.aenqueue()).aresult(2)
+        assert [len(settle.settlements) for settle in wire.all(Settle)] == [1, 1, 1]
+        wire.sent.clear()
+        await app.aenqueue_many(work.call() for _ in range(1000))
+        await done(app, 1003)
+    assert len(wire.all(Settle)) < 100
+
+
+async def test_what_a_worker_cannot_do_does_not_stop_it(app, wire):
+    @app.task
+    async def work() -> int:
+        return 1
+
+    await work.options(id="broken").aenqueue()
+
+    def corrupt(verb: Any, reply: Any) -> Any:
+        if isinstance(verb, Claim) and reply.jobs:
+            jobs = [(id, b"garbage" if id == "broken" else body) for id, body in reply.jobs]
+            return Claimed(reply.now, jobs, reply.tallies, reply.next_at)
+        return reply
+
+    wire.after = corrupt
+    async with running(app):
+        assert await (await work.aenqueue()).aresult(5) == 1
+        await app.broker.aended("default", "broken", 5)
+    dead = view(await app.broker.acall(Get("default", "broken")))
+    assert dead.state is State.DEAD
+    assert dead.error.startswith("Undecodable")
+
+
+async def test_lifespans_surround_the_work(app):
+    steps = []
+
+    @app.lifespan
+    async def outer(spool):
+        steps.append(("outer in", spool is app))
+        yield
+        steps.append("outer out")
+
+    @app.lifespan
+    async def inner(_):
+        steps.append("inner in")
+        yield
+        steps.append("inner out")
+
+    @app.task
+    async def work() -> None:
+        steps.append("work")
+
+    async with running(app):
+        await (await work.aenqueue()).aresult(5)
+    assert steps == [("outer in", True), "inner in", "work", "inner out", "outer out"]
+
+
+async def test_a_lifespan_that_fails_keeps_the_worker_from_starting(app, wire):
+    @app.lifespan
+    async def broken(_):
+        raise OSError("no database")
+        yield
+
+    with pytest.raises(OSError, match="no database"):
+        await Worker(app).run()
+    assert wire.sent == []
+
+
+async def test_metrics_travel_with_the_settles(app):
+    @app.task(retries=0)
+    async def work(*, fail: bool) -> None:
+        if fail:
+            raise ValueError
+
+    async with running(app):
+        handles = [await work.aenqueue(fail=fail) for fail in (False, True, False)]
+        for handle in handles:
+            await app.broker.aended("default", handle.id, 5)
+    blobs = (await app.broker.acall(Watch("default"))).blobs
+    reports = [report for _, blob in blobs for report in unpack(blob)]
+    assert {report.task for report in reports} == {"work"}
+    assert sum(report.outcomes.get("done", 0) for report in reports) == 2
+    assert sum(report.outcomes.get("died", 0) for report in reports) == 1
+    assert sum(sum(report.runs[1::2]) for report in reports) == 3
+
+
+async def test_the_worker_keeps_a_row_while_it_lives(app):
+    async with running(app, "a", "b", name="me", concurrency=3):
+        (document,) = await aeventually(lambda: rows(app))
+        row = read_row(document.body)
+        assert (row.incarnation, row.name, row.queues) == (document.key, "me", ["a", "b"])
+        assert (row.concurrency, row.lease, row.running, row.stopping) == (3, 10_000, 0, False)
+    assert await rows(app) == []
+
+
+# Lost replies and outages
+
+
+@pytest.mark.parametrize("part", ["request", "reply"])
+@pytest.mark.parametrize("kind", [Claim, Settle, Beat, Retire])
+async def test_what_was_not_answered_is_asked_again_until_it_is(app, wire, kind, part):
+    starts = []
+
+    @app.task
+    async def work() -> None:
+        starts.append(current_job().id)
+
+    left = 3
+
+    def lose(verb: Any) -> None:
+        nonlocal left
+        if isinstance(verb, kind) and left:
+            left -= 1
+            raise BrokerUnavailable("cut")
+
+    if part == "request":
+        wire.before = lose
+    else:
+        wire.after = lambda verb, reply: (lose(verb), reply)[1]
+    handle = await work.aenqueue()
+    async with running(app, lease=1.0):
+        await handle.aresult(10)
+    assert left == 0
+    assert starts == [handle.id]
+    assert (await stats(app)).totals == {"enqueued": 1, "done": 1}
+    asked = wire.all(kind)
+    if kind in {Claim, Settle}:
+        assert asked[0] == asked[1] == asked[2] == asked[3]
+        assert [verb.seq for verb in asked if verb.seq > 1][:2] == [2, 3][: len(asked) - 4]
+
+
+async def test_running_jobs_go_on_through_an_outage_and_are_settled_after_it(app, wire):
+    gate = asyncio.Event()
+
+    @app.task
+    async def wait() -> str:
+        await gate.wait()
+        return "through"
+
+    async with running(app):
+        handle = await wait.aenqueue()
+        await aeventually(lambda: gate._waiters)
+
+        def refuse(verb: Any) -> None:
+            raise BrokerUnavailable("down") from ConnectionRefusedError()
+
+        wire.before = refuse
+        gate.set()
+        await aeventually(lambda: len(wire.all(Settle)) >= 3)
+        wire.before = lambda _: None
+        assert await handle.aresult(10) == "through"
+    assert (await stats(app)).totals == {"enqueued": 1, "done": 1}
+
+
+async def test_a_store_that_refuses_at_the_start_ends_the_worker(app, wire):
+    def refuse(_: Any) -> None:
+        raise BrokerRefused("wrong password")
+
+    wire.before = refuse
+    with pytest.raises(BrokerRefused, match="wrong password"):
+        await Worker(app).run()
+
+
+async def test_a_store_that_is_not_there_yet_is_waited_for_and_stopping_does_not(app, wire):
+    def refuse(_: Any) -> None:
+        raise BrokerUnavailable("not yet")
+
+    wire.before = refuse
+    worker = Worker(app)
+    task = asyncio.create_task(worker.run())
+    await aeventually(lambda: len(wire.all(Beat)) >= 2)
+    worker.stop()
+    await asyncio.wait_for(task, 1)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_only_a_silent_store_makes_a_worker_stop_its_jobs(app, wire, silent):
+    gate = asyncio.Event()
+    ends = []
+
+    @app.task
+    async def wait() -> None:
+        try:
+            await gate.wait()
+        finally:
+            ends.append(current_job().attempt)
+
+    async with running(app, lease=0.5):
+        handle = await wait.aenqueue()
+        await aeventually(lambda: gate._waiters)
+        cause = TimeoutError() if silent else ConnectionRefusedError()
+        began = time.monotonic()
+
+        def cut(_: Any) -> None:
+            raise BrokerUnavailable("cut") from cause
+
+        wire.before = cut
+        if silent:
+            await aeventually(lambda: ends)
+            assert 0.25 < time.monotonic() - began < 0.5  # the last beat was a tenth of the lease before
+        else:
+            beats = len(wire.all(Beat))
+            await aeventually(lambda: len(wire.all(Beat)) > beats + 12)
+            assert ends == []
+        wire.before = lambda _: None
+        gate.set()
+        await handle.aresult(5)
+    job = await handle.ajob()
+    assert job.state is State.DONE
+    assert (job.failures, job.crashes) == (0, 0)
+    assert len(ends) == 1 + silent
+
+
+def test_silence_is_told_from_an_answer():
+    def wrapped(cause: BaseException) -> BaseException:
+        error = BrokerUnavailable("x")
+        error.__cause__ = OSError("a library's own")
+        error.__cause__.__context__ = cause
+        return error
+
+    assert is_silence(wrapped(TimeoutError()))
+    assert is_silence(wrapped(OSError(113, "no route")))
+    assert not is_silence(wrapped(ConnectionRefusedError()))
+    assert not is_silence(wrapped(ConnectionResetError()))
+
+
+# Leases
+
+
+async def test_a_blocked_event_loop_keeps_its_lease(app, wire):
+    @app.task
+    async def block() -> None:
+        time.sleep(1.5)  # noqa: ASYNC251 - this is the point
+
+    async with running(app, lease=0.5):
+        handle = await block.aenqueue()
+        await handle.aresult(10)
+    job = await handle.ajob()
+    assert (job.attempts, job.losses) == (1, 0)
+    assert (await stats(app)).totals == {"enqueued": 1, "done": 1}
+
+
+async def test_a_worker_that_lost_its_lease_stops_its_jobs_and_comes_back(app, wire):
+    lives = []
+    gate = asyncio.Event()
+    ends = []
+
+    @app.task
+    async def wait() -> None:
+        try:
+            await gate.wait()
+        finally:
+            ends.append(current_job().attempt)
+
+    ready = asyncio.Event()
+
+    def born(incarnation: str) -> None:
+        lives.append(incarnation)
+        ready.set()
+
+    worker = Worker(app, on_life=born, lease=1.0)
+    task = asyncio.create_task(worker.run())
+    await ready.wait()
+    handle = await wait.aenqueue()
+    await aeventually(lambda: gate._waiters)
+    await app.broker.acall(Retire("default", lives[0], "lost"))
+    await aeventually(lambda: len(lives) == 2)
+    assert ends == [1]
+    gate.set()
+    await handle.aresult(5)
+    worker.stop()
+    await asyncio.wait_for(task, 5)
+    assert ends == [1, 2]
+    assert len(set(lives)) == 2
+    assert {settle.incarnation for settle in wire.all(Settle)} == {lives[1]}
+
+
+async def test_a_lease_that_ran_out_unnoticed_is_renewed(app, wire):
+    @app.task
+    async def work() -> int:
+        return 1
+
+    left = 2
+
+    def lose(verb: Any) -> None:
+        nonlocal left
+        if isinstance(verb, Claim) and left:
+            left -= 1
+            raise LeaseLost("it ran out")
+
+    async with running(app) as worker:
+        wire.before = lose
+        before = worker._life.incarnation
+        assert await (await work.aenqueue()).aresult(5) == 1
+        assert worker._life.incarnation == before
+    assert left == 0
+
+
+async def test_cancelling_a_running_job_reaches_it_with_the_next_beat(app):
+    gate = asyncio.Event()
+
+    @app.task
+    async def wait() -> None:
+        await gate.wait()
+
+    @app.task
+    def wait_in_thread() -> None:
+        while not current_job().cancelled:
+            time.sleep(0.001)
+
+    async with running(app, lease=2.0):
+        for task in (wait, wait_in_thread):
+            handle = await task.aenqueue()
+            await aeventually(partial(is_running, handle))
+            began = time.monotonic()
+            assert await handle.acancel("enough")
+            assert (await app.broker.aended("default", handle.id, 5)).state is State.CANCELLED
+            assert time.monotonic() - began < 1
+
+
+async def test_jobs_that_worker_and_store_disagree_about_are_settled_by_id(app, wire):
+    gate = asyncio.Event()
+    ends = []
+
+    @app.task
+    async def wait(name: str) -> None:
+        try:
+            await gate.wait()
+        finally:
+            ends.append(name)
+
+    async with running(app, lease=0.5) as worker:
+        ours = await wait.aenqueue("ours")
+        await aeventually(lambda: len(gate._waiters) == 1)
+        (line,) = worker._life.lines
+        # One that only the store knows of: the worker is made to forget it.
+        await wait.aenqueue("forgotten")
+        await aeventually(lambda: len(gate._waiters) == 2)
+        forgotten = next(run for run in line.held if run.id != ours.id)
+        line.held.discard(forgotten)
+        await aeventually(lambda: any(verb.beats[0].held_ids is not None for verb in wire.all(Beat)))
+        await aeventually(lambda: len(gate._waiters) == 3)  # handed back, and claimed anew
+        gate.set()
+        await ours.aresult(5)
+    assert sorted(ends) == ["forgotten", "forgotten", "ours"]
+
+
+async def test_a_job_that_is_no_longer_ours_is_stopped(app, wire):
+    gate = asyncio.Event()
+    stopped = asyncio.Event()
+
+    @app.task
+    async def wait() -> None:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+    async with running(app, lease=0.5):
+        handle = await wait.aenqueue()
+        await aeventually(lambda: gate._waiters)
+
+        def disown(verb: Any, reply: Any) -> Any:
+            if isinstance(verb, Beat):
+                (beat,) = verb.beats
+                return Beaten(reply.now, [Orders(held=0, unknown=list(beat.held_ids or ()))])
+            return reply
+
+        wire.after = disown
+        await asyncio.wait_for(stopped.wait(), 5)
+        wire.after = lambda _verb, reply: reply
+        gate.set()
+        await handle.aresult(5)  # the store still counted it as ours, so it came back by the other rule
+    assert (await handle.ajob()).failures == 0
+
+
+async def test_refused_settlements_are_told(app, wire, caplog):
+    @app.task
+    async def work() -> None:
+        await app.broker.acall(Retire("default", incarnation[0], "lost"))
+
+    incarnation = []
+    worker = Worker(app, on_life=incarnation.append)
+    task = asyncio.create_task(worker.run())
+    await aeventually(lambda: incarnation)
+    handle = await work.aenqueue()
+    await aeventually(lambda: "no longer ours" in caplog.text)
+    worker.stop()
+    await asyncio.wait_for(task, 5)
+    assert handle.id in caplog.text
+
+
+# Stopping
+
+
+async def test_stopping_lets_running_jobs_end(app):
+    gate = asyncio.Event()
+
+    @app.task
+    async def wait() -> str:
+        await gate.wait()
+        return "through"
+
+    async with running(app) as worker:
+        handle = await wait.aenqueue()
+        await aeventually(lambda: gate._waiters)
+        worker.stop()
+        await asyncio.sleep(0)
+        late = await wait.aenqueue()
+        gate.set()
+        await asyncio.wait_for(worker.task, 5)
+        assert await handle.aresult(1) == "through"
+        assert await late.astatus() is State.READY
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+async def test_what_does_not_end_in_time_is_handed_back_uncounted(app, wire, hurry):
+    waiting = threading.Semaphore(0)
+
+    @app.task(retries=0)
+    async def wait() -> None:
+        waiting.release()
+        await asyncio.sleep(60)
+
+    @app.task(retries=0)
+    def wait_in_thread() -> None:
+        waiting.release()
+        while True:
+            time.sleep(0.001)
+
+    async with running(app, grace=60 if hurry else 0.05) as worker:
+        handles = [await wait.aenqueue(), await wait_in_thread.aenqueue()]
+        for _ in handles:
+            await asyncio.to_thread(waiting.acquire)
+        worker.stop()
+        if hurry:
+            worker.stop()
+        await asyncio.wait_for(worker.task, 5)
+        for handle in handles:
+            job = await handle.ajob()
+            assert (job.state, job.attempts, job.failures, job.losses) == (State.READY, 1, 0, 0)
+            assert job.history[0].outcome == "stopped"
+    assert wire.all(Retire)[-1].reason == "stopped"
+
+
+async def test_a_job_that_cannot_be_stopped_is_left_to_the_store(app, monkeypatch):
+    monkeypatch.setattr("spool.worker.life.STUCK", 0.1)
+    free = threading.Event()
+
+    @app.task
+    def deaf() -> None:
+        free.wait(30)
+
+    async with running(app, grace=0) as worker:
+        handle = await deaf.aenqueue()
+        await aeventually(partial(is_running, handle))
+        worker.stop()
+        await asyncio.wait_for(worker.task, 5)
+        job = await handle.ajob()
+        assert (job.state, job.failures, job.history[0].outcome) == (State.READY, 0, "stopped")
+    free.set()
+
+
+async def test_jobs_claimed_while_stopping_go_back_unstarted(app, wire):
+    started = []
+
+    @app.task
+    async def work() -> None:
+        started.append(1)
+
+    async with running(app) as worker:
+
+        def stop_now(verb: Any, reply: Any) -> Any:
+            if isinstance(verb, Claim) and reply.jobs:
+                worker._stop()
+            return reply
+
+        wire.after = stop_now
+        handle = await work.aenqueue()
+        await asyncio.wait_for(worker.task, 5)
+    job = await handle.ajob()
+    assert (job.state, job.attempts, started) == (State.READY, 0, [])
+
+
+async def test_stopping_without_a_store_does_not_take_forever(app, wire):
+    async with running(app, lease=10.0) as worker:
+
+        def cut(_: Any) -> None:
+            raise BrokerUnavailable("cut")
+
+        wire.before = cut
+        worker.stop()
+        worker.stop()
+        began = time.monotonic()
+        await asyncio.wait_for(worker.task, 5)
+        assert time.monotonic() - began < 3
+
+
+async def test_cancelling_the_worker_stops_it_at_once_and_is_not_swallowed(app):
+    @app.task
+    async def wait() -> None:
+        await asyncio.sleep(60)
+
+    worker = Worker(app)
+    task = asyncio.create_task(worker.run())
+    handle = await wait.aenqueue()
+    await aeventually(partial(is_running, handle))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    job = await handle.ajob()
+    assert (job.state, job.failures) == (State.READY, 0)
+
+
+async def test_nothing_of_a_worker_is_left_when_it_has_ended(app):
+    @app.task
+    async def work() -> None: ...
+
+    before = {thread.name for thread in threading.enumerate()}
+    async with running(app):
+        await (await work.aenqueue()).aresult(5)
+    await aeventually(lambda: {thread.name for thread in threading.enumerate() if "heart" in thread.name} <= before)
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    found = await app.broker.acall(Find("default", State.RUNNING))
+    assert found.jobs == []
+    assert (await stats(app)).workers == 0
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"concurrency": 0},
+        {"pool_size": -1},
+        {"lease": 0.1},
+        {"lease": float("nan")},
+        {"grace": -1},
+        {"queues": ["a b"]},
+        {"queues": "ab"},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ConfigError):
+        Worker(Spool("sqlite://:memory:"), **settings)
+
+
+async def test_a_pool_needs_to_know_the_app(app):
+    @app.task(process=True)
+    def work() -> None: ...
+
+    with pytest.raises(ConfigError, match="target"):
+        await Worker(app).run()
+
+
+async def test_annotations_that_cannot_be_used_keep_the_worker_from_starting(app):
+    @app.task
+    async def work(thing: "Nowhere") -> None: ...  # noqa: F821
+
+    with pytest.raises(ConfigError, match="work"):
+        await Worker(app).run()
+
+
+async def test_success_is_logged_when_asked_for(app, caplog):
+    @app.task
+    async def work() -> None: ...
+
+    async with running(app):
+        quiet = await work.aenqueue()
+        await quiet.aresult(5)
+        caplog.set_level(logging.DEBUG, "spool")
+        told = await work.aenqueue()
+        await told.aresult(5)
+    assert quiet.id not in caplog.text
+    assert f"{told} work: Done" in caplog.text

@@ -1,0 +1,174 @@
+"""The books of a run: what became of each job, and how long it took. Pure functions over the full data."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from spool.job import State
+
+Outcome = Literal["Cancelled", "Retried", "Released", "Died"]
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Milliseconds, by nearest rank over all values; None when there are none."""
+
+    count: int
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    max: float | None = None
+
+
+def percentiles(nanoseconds: Iterable[int]) -> Percentiles:
+    """Return percentiles by nearest rank: the smallest value that at least q of all values do not exceed.
+
+    >>> percentiles([4_000_000, 1_000_000, 3_000_000, 2_000_000]).p50
+    2.0
+    """
+    ordered = sorted(nanoseconds)
+    if not ordered:
+        return Percentiles(0)
+    p50, p95, p99, top = (
+        round(ordered[max(0, math.ceil(q * len(ordered) / 100) - 1)] / 1e6, 4) for q in (50, 95, 99, 100)
+    )
+    return Percentiles(len(ordered), p50, p95, p99, top)
+
+
+class Claims(msgspec.Struct, frozen=True, tag="claim"):
+    """What a worker process noted of its first claim that returned jobs: when it was sent."""
+
+    at: int
+
+
+class Settles(msgspec.Struct, frozen=True, tag="settle"):
+    """What a worker process noted of one settle: when the reply came, and how the accepted attempts ended."""
+
+    at: int
+    done: list[str]
+    other: list[tuple[str, Outcome]] = []
+    refused: int = 0
+
+
+class Books(msgspec.Struct, frozen=True):
+    """Everything that was observed. All times are nanoseconds of CLOCK_MONOTONIC, which all processes share."""
+
+    ids: Sequence[str]
+    """Of the jobs whose enqueue was acknowledged; a job's number is its index."""
+    called: Sequence[int]
+    """By number, when enqueue was called for it."""
+    due: Sequence[int]
+    """By number, when that was to be; other than ``called`` in an open loop only."""
+    starts: Iterable[array[int]]
+    """Of each worker process: number, time, number, time, …"""
+    notes: Iterable[Claims | Settles]
+    found: Mapping[str, State]
+    """Jobs the store still knew after the run, of those that no worker noted as ended."""
+
+
+class Account(msgspec.Struct, frozen=True):
+    """What became of the jobs: ``jobs == done + failed + lost + unfinished``."""
+
+    jobs: int
+    done: int
+    failed: int
+    """Ended otherwise than done: dead or cancelled."""
+    dead: int
+    lost: int
+    """Acknowledged, but neither ended nor in the store."""
+    unfinished: int
+    """Still in the store when the run was stopped."""
+    duplicated: int
+    """Jobs that were started more than once."""
+    extra_starts: int
+    """How many starts there were beyond the first of each job."""
+    refused: int
+    """Outcomes that the broker refused."""
+    behind: Percentiles
+    """From due to called."""
+    start: Percentiles
+    """From due to the handler's start."""
+    start_after_call: Percentiles
+    """From called to the handler's start."""
+    completion: Percentiles
+    """From due to the moment the worker knew that the outcome was accepted."""
+    first_claim: int | None
+    last_settle: int | None
+
+
+def account(books: Books) -> Account:
+    """Close the books."""
+    first_start, starts_of = _first_starts(books)
+    ended_at, endings, refused, first_claim, last_settle = _endings(books)
+    states = Counter[State]()
+    lost = 0
+    for number, id in enumerate(books.ids):
+        state = endings.get(number) or books.found.get(id)
+        if state is None:
+            lost += 1
+        else:
+            states[state] += 1
+    terminal = states[State.DONE] + states[State.DEAD] + states[State.CANCELLED]
+    return Account(
+        jobs=len(books.ids),
+        done=states[State.DONE],
+        failed=states[State.DEAD] + states[State.CANCELLED],
+        dead=states[State.DEAD],
+        lost=lost,
+        unfinished=states.total() - terminal,
+        duplicated=sum(count > 1 for count in starts_of),
+        extra_starts=sum(count - 1 for count in starts_of if count > 1),
+        refused=refused,
+        behind=percentiles(_waits(books.called, books.due)),
+        start=percentiles(_waits(first_start, books.due)),
+        start_after_call=percentiles(_waits(first_start, books.called)),
+        completion=percentiles(_waits(ended_at, books.due)),
+        first_claim=first_claim,
+        last_settle=last_settle,
+    )
+
+
+def _first_starts(books: Books) -> tuple[list[int], list[int]]:
+    first = [0] * len(books.ids)
+    counts = [0] * len(books.ids)
+    for starts in books.starts:
+        for number, at in zip(starts[::2], starts[1::2], strict=True):
+            # A job beyond the acknowledged ones was on its way when the run was stopped.
+            if number < len(first):
+                counts[number] += 1
+                if not first[number] or at < first[number]:
+                    first[number] = at
+    return first, counts
+
+
+def _endings(books: Books) -> tuple[list[int], dict[int, State], int, int | None, int | None]:
+    number_of = {id: number for number, id in enumerate(books.ids)}
+    ended_at = [0] * len(books.ids)
+    endings: dict[int, State] = {}
+    refused = 0
+    first_claim = last_settle = None
+    for note in books.notes:
+        if isinstance(note, Claims):
+            first_claim = note.at if first_claim is None else min(first_claim, note.at)
+            continue
+        refused += note.refused
+        if note.done or note.other:
+            last_settle = note.at if last_settle is None else max(last_settle, note.at)
+        for id in note.done:
+            if (number := number_of.get(id)) is not None:
+                endings[number] = State.DONE
+                ended_at[number] = note.at
+        for id, outcome in note.other:
+            number = number_of.get(id)
+            if number is not None and outcome in ("Died", "Cancelled"):
+                endings[number] = State.DEAD if outcome == "Died" else State.CANCELLED
+    return ended_at, endings, refused, first_claim, last_settle
+
+
+def _waits(at: Sequence[int], since: Sequence[int]) -> list[int]:
+    return [then - before for then, before in zip(at, since, strict=True) if then]

@@ -1,0 +1,216 @@
+"""What the workers of a benchmark run: ordinary tasks in an ordinary app, and notes of what happened when.
+
+Two things are noted, by code that a user could have written. The handler notes its job's number and the time, as the
+first thing it does. The app's broker is wrapped (`WatchedBroker`), so that the replies to the worker's own claims and
+settles are seen: which jobs' outcomes were accepted, and when the worker knew. Both go to files of the process, some
+times a second; the broker and the worker do nothing that they would not do otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import os
+import time
+from array import array
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+
+import msgspec
+
+from spool.app import Spool
+from spool.bench.account import Claims, Outcome, Settles
+from spool.bench.plan import Kind
+from spool.broker import Broker, Claim, Claimed, Done, Settle, Settled, Verb, connect
+from spool.job import Snapshot
+from spool.task import Task
+
+R = TypeVar("R")
+
+QUEUE: Final = "bench"
+_FLUSH_SECONDS: Final = 0.2
+_encode_note = msgspec.json.Encoder().encode
+
+
+class Notes:
+    """What one worker process saw, on its way to its two files in the directory of the run."""
+
+    def __init__(self) -> None:
+        self.starts = array("q")
+        self.others: list[Claims | Settles] = []
+
+    def flush(self, directory: Path) -> None:
+        # Handlers in threads may append meanwhile: take what is there by length, never by swapping.
+        count = len(self.starts)
+        with (directory / f"{os.getpid()}.starts").open("ab") as file:
+            self.starts[:count].tofile(file)
+        del self.starts[:count]
+        count = len(self.others)
+        with (directory / f"{os.getpid()}.notes").open("ab") as file:
+            file.writelines(_encode_note(note) + b"\n" for note in self.others[:count])
+        del self.others[:count]
+
+
+def read_starts(directory: Path) -> list[array[int]]:
+    """Return the starts that each process noted: number, time, number, time, and so on."""
+    found: list[array[int]] = []
+    for path in sorted(directory.glob("*.starts")):
+        starts = array("q")
+        starts.frombytes(path.read_bytes()[: path.stat().st_size // 16 * 16])  # a killed process may leave half a pair
+        found.append(starts)
+    return found
+
+
+def read_notes(directory: Path) -> list[Claims | Settles]:
+    """Return the claims and settles that all processes noted."""
+    decode = msgspec.json.Decoder(Claims | Settles).decode
+    found: list[Claims | Settles] = []
+    for path in sorted(directory.glob("*.notes")):
+        lines = path.read_bytes().splitlines(keepends=True)
+        found += [decode(line) for line in lines if line.endswith(b"\n")]
+    return found
+
+
+if TYPE_CHECKING:
+    BenchTask: TypeAlias = Task[[str, int], dict[str, bool]]
+
+
+def make(broker: str | Broker, kind: Kind, seconds: float, notes: Notes) -> tuple[Spool, BenchTask]:
+    """Return an app on a broker and its one task. What the handler sees goes to ``notes``."""
+    app = Spool(broker)
+    note = notes.starts.extend
+
+    async def noop(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
+        note((number, time.monotonic_ns()))
+        return {"processed": True}
+
+    def cpu(data: str, number: int) -> dict[str, bool]:
+        note((number, time.monotonic_ns()))
+        end = time.thread_time() + seconds
+        body = data.encode()
+        while time.thread_time() < end:
+            body = hashlib.sha256(body).digest()
+        return {"processed": True}
+
+    async def io(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
+        note((number, time.monotonic_ns()))
+        await asyncio.sleep(seconds)
+        return {"processed": True}
+
+    declare = app.task(name=f"bench.{kind}", queue=QUEUE)
+    if kind == "cpu":
+        return app, declare(cpu)
+    return app, declare(io if kind == "io" else noop)
+
+
+class WatchedBroker:
+    """A broker that passes everything on, and notes the first claim that returned jobs and the outcomes accepted."""
+
+    def __init__(self, broker: Broker, notes: Notes) -> None:
+        self._broker = broker
+        self._notes = notes.others
+        self._claimed = False
+
+    @property
+    def url(self) -> str:
+        return self._broker.url
+
+    def call(self, verb: Verb[R]) -> R:
+        sent = time.monotonic_ns()
+        reply = self._broker.call(verb)
+        if isinstance(verb, Claim | Settle):
+            self._note(verb, reply, sent)
+        return reply
+
+    async def acall(self, verb: Verb[R]) -> R:
+        sent = time.monotonic_ns()
+        reply = await self._broker.acall(verb)
+        if isinstance(verb, Claim | Settle):
+            self._note(verb, reply, sent)
+        return reply
+
+    def _note(self, verb: Claim | Settle, reply: object, sent: int) -> None:
+        if isinstance(verb, Settle):
+            self._notes.append(_outcomes(verb, cast("Settled", reply)))
+        elif not self._claimed and cast("Claimed", reply).jobs:
+            self._claimed = True
+            self._notes.append(Claims(sent))
+
+    def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
+        return self._broker.ended(queue, id, timeout)
+
+    async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
+        return await self._broker.aended(queue, id, timeout)
+
+    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
+        await self._broker.await_work(queues, timeout)
+
+    def close(self) -> None:
+        self._broker.close()
+
+    async def aclose(self) -> None:
+        await self._broker.aclose()
+
+
+def _outcomes(verb: Settle, reply: Settled) -> Settles:
+    at = time.monotonic_ns()
+    accepted = verb.settlements
+    if reply.refused:
+        refused = set(reply.refused)
+        accepted = [each for each in accepted if each.id not in refused]
+    done = [each.id for each in accepted if type(each) is Done]
+    if len(done) == len(accepted):
+        return Settles(at, done, refused=len(reply.refused))
+    other = [(each.id, type(each).__name__) for each in accepted if type(each) is not Done]
+    return Settles(at, done, cast("list[tuple[str, Outcome]]", other), len(reply.refused))
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What the worker processes have to know; a file in the directory of the run."""
+
+    url: str
+    kind: Kind
+    seconds: float
+
+
+def prepare(directory: Path, run: Run) -> str:
+    """Write down what the workers have to know, and return the target that they are to load.
+
+    The target names the directory, so that nothing has to travel in the environment: a forkserver keeps its first one.
+    """
+    (directory / "run.json").write_bytes(msgspec.json.encode(run))
+    return f"{__name__}:run_{os.fsencode(directory).hex()}"
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("run_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _app(Path(os.fsdecode(bytes.fromhex(name.removeprefix("run_")))))
+
+
+@functools.cache
+def _app(directory: Path) -> Spool:
+    run = msgspec.json.decode((directory / "run.json").read_bytes(), type=Run)
+    notes = Notes()
+    app, _ = make(WatchedBroker(connect(run.url), notes), run.kind, run.seconds, notes)
+
+    @app.lifespan
+    @asynccontextmanager
+    async def noting(_: Spool) -> AsyncGenerator[None]:
+        flushing = asyncio.create_task(_keep_flushing(notes, directory))
+        try:
+            yield
+        finally:
+            flushing.cancel()
+            notes.flush(directory)
+
+    return app
+
+
+async def _keep_flushing(notes: Notes, directory: Path) -> None:
+    while True:
+        await asyncio.sleep(_FLUSH_SECONDS)
+        notes.flush(directory)

@@ -1,0 +1,61 @@
+"""What a benchmark is to do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from spool.errors import ConfigError
+from spool.job import PRIORITIES, Priority
+
+Kind = Literal["noop", "cpu", "io"]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The load and who carries it. Goes into the result as it is.
+
+    Jobs are enqueued in one of three ways: by ``producers`` callers at once, each awaiting one ``aenqueue`` before its
+    next; by an open loop at ``rate`` per second; or, when both are 0, by one ``enqueue_many``.
+
+    >>> Plan(jobs=10).kind
+    'noop'
+    """
+
+    jobs: int = 1000
+    workers: int = 4
+    """Worker processes."""
+    concurrency: int = 100
+    """Jobs that one worker process runs at once."""
+    payload: int = 1024
+    """Characters (ASCII, so bytes) of text given to each job."""
+    kind: Kind = "noop"
+    """noop returns at once; cpu computes in a thread; io sleeps on the event loop."""
+    work_ms: float = 0.0
+    """How long a job of kind cpu or io is busy."""
+    priority: Priority = "normal"
+    rate: float = 0.0
+    """Jobs per second of the open loop; 0 is no pace."""
+    producers: int = 0
+    prefill: bool = False
+    """Enqueue everything before the first worker starts."""
+    max_seconds: float = 300.0
+    """The run is stopped, and accounted for, after this time."""
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "workers", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("payload", "work_ms", "rate", "producers"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not self.max_seconds > 0:
+            raise ConfigError(f"max_seconds must be more than 0, not {self.max_seconds}")
+        if self.priority not in PRIORITIES:
+            raise ConfigError(f"priority must be one of {', '.join(PRIORITIES)}, not {self.priority!r}")
+        if self.rate and (self.prefill or self.producers):
+            raise ConfigError("rate is a pace of its own: it goes with neither prefill nor producers")
+
+
+QUICK = Plan(jobs=1000, workers=4, payload=1024, producers=100)
+"""The project's measure from its beginning: 1,000 jobs enqueued one by one from 100 callers, drained at once."""

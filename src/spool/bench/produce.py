@@ -1,0 +1,146 @@
+"""The producer of a benchmark: enqueues the jobs of a plan, and keeps which was sent when."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from array import array
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from spool.app import Spool
+from spool.bench.load import QUEUE
+from spool.bench.plan import Plan
+from spool.broker import Stats
+from spool.task import Call, Configured
+
+#: An open loop has two threads, so that a slow call does not hold up the next, and one more for so many calls a second.
+_RATE_PER_THREAD = 1000
+_MAX_THREADS = 16
+_READY_SECONDS = 30.0
+
+if TYPE_CHECKING:
+    from spool.bench.load import BenchTask
+
+    Sender: TypeAlias = BenchTask | Configured[[str, int], dict[str, bool]]
+
+
+class Producer:
+    """Enqueues jobs numbered from 0 until the plan is fulfilled or the time is up; a number taken is a job sent."""
+
+    def __init__(self, plan: Plan, app: Spool, task: Sender) -> None:
+        self._plan, self._app, self._task = plan, app, task
+        self._data = "x" * plan.payload
+        self._ids = [""] * plan.jobs
+        self._due = array("q", bytes(8 * plan.jobs))
+        self._called = array("q", bytes(8 * plan.jobs))
+        self._taken = 0
+        self._stopped = False
+        self._lock = threading.Lock()
+        self.began = self.ended = 0
+        """The first call and the last acknowledgement."""
+        self.deadline = 0
+        """When the time is up: ``max_seconds`` after the first call."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """By number, the ids of the jobs that the store acknowledged."""
+        return self._ids[: self._taken]
+
+    @property
+    def called(self) -> Sequence[int]:
+        """By number, when enqueue was called; CLOCK_MONOTONIC in ns."""
+        return self._called[: self._taken]
+
+    @property
+    def due(self) -> Sequence[int]:
+        """By number, when enqueue was to be called in an open loop; otherwise when it was."""
+        return self._due[: self._taken] if self._plan.rate else self.called
+
+    def run(self) -> None:
+        """Enqueue, once connections are open and the task's signature has been read. Raises what enqueueing raises."""
+        self._task.call(self._data, 0)
+        if self._plan.rate:
+            self._open_loop()
+        elif self._plan.producers:
+            _run_in_loop(self._callers())
+        else:
+            self._app.broker.call(Stats(QUEUE))
+            self._begin()
+            self._app.enqueue_many(self._calls())
+            self.ended = time.monotonic_ns()
+        if self._taken:
+            self.began = self.due[0]
+
+    def _begin(self) -> None:
+        self.began = time.monotonic_ns()
+        self.deadline = self.began + int(self._plan.max_seconds * 1e9)
+
+    def _calls(self) -> Iterator[Call]:
+        call, data, ids, called, now = self._task.call, self._data, self._ids, self._called, time.monotonic_ns
+        for number in range(self._plan.jobs):
+            called[number] = at = now()
+            if at > self.deadline:
+                return
+            made = call(data, number)
+            ids[number] = made.job.id
+            self._taken = number + 1
+            yield made
+
+    async def _callers(self) -> None:
+        async def caller() -> None:
+            while self._taken < self._plan.jobs and (at := time.monotonic_ns()) < self.deadline:
+                number = self._taken
+                self._taken += 1
+                self._called[number] = at
+                self._ids[number] = (await self._task.aenqueue(self._data, number)).id
+
+        callers = range(self._plan.producers)
+        try:
+            await asyncio.gather(*(self._app.broker.acall(Stats(QUEUE)) for _ in callers))
+            self._begin()
+            await asyncio.gather(*(caller() for _ in callers))
+            self.ended = time.monotonic_ns()
+        finally:
+            await self._app.aclose()
+
+    def _open_loop(self) -> None:
+        threads = min(_MAX_THREADS, 2 + int(self._plan.rate / _RATE_PER_THREAD))
+        with ThreadPoolExecutor(threads, "spool-bench") as pool:
+            try:
+                ready = threading.Barrier(threads, self._begin)
+                for caller in [pool.submit(self._paced_caller, ready) for _ in range(threads)]:
+                    caller.result()
+                self.ended = time.monotonic_ns()
+            finally:
+                self._stopped = True  # on an error or Ctrl-C the others stop as well
+
+    def _paced_caller(self, ready: threading.Barrier) -> None:
+        self._app.broker.call(Stats(QUEUE))
+        ready.wait(_READY_SECONDS)
+        while (number := self._take_due()) is not None:
+            if (wait := self._due[number] - time.monotonic_ns()) > 0:
+                time.sleep(wait / 1e9)
+            self._called[number] = time.monotonic_ns()
+            self._ids[number] = self._task.enqueue(self._data, number).id
+
+    def _take_due(self) -> int | None:
+        with self._lock:
+            number = self._taken
+            due = self.began + int(number * 1e9 / self._plan.rate)
+            if self._stopped or number == self._plan.jobs or max(due, time.monotonic_ns()) > self.deadline:
+                return None
+            self._due[number] = due
+            self._taken += 1
+            return number
+
+
+def _run_in_loop(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work)
+    else:
+        uvloop.run(work)

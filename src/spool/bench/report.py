@@ -1,0 +1,134 @@
+"""What is said about a result: pure functions from a result to lines of a table."""
+
+from __future__ import annotations
+
+import msgspec
+
+from spool.bench.account import Percentiles
+from spool.bench.plan import Plan
+from spool.bench.result import BenchResult, Measured
+
+MIN_PER_S = 2500.0
+MAX_ERROR_RATE = 0.001
+MAX_P99_MS = 50.0
+MAX_MEMORY_MB = 500.0
+
+
+class Target(msgspec.Struct, frozen=True):
+    """One line of the quick benchmark: what came out, what was to come out, and what the figure is."""
+
+    metric: str
+    result: str
+    target: str
+    met: bool
+    measured: str
+
+
+def targets(document: BenchResult) -> list[Target]:
+    """Compare a run with the project's standing targets. What could not be measured is not met."""
+    result, workers = document.result, document.config.workers
+    bad = result.jobs - result.done + result.duplicated
+    error_rate = bad / result.jobs if result.jobs else 1.0
+    per_s, p99, rss = result.per_s, result.latency_ms.start.p99, result.memory_mb.rss_peak
+    return [
+        Target(
+            "throughput",
+            _figure(per_s, "/s", 0),
+            f"≥ {MIN_PER_S:,.0f}/s",
+            per_s is not None and per_s >= MIN_PER_S,
+            "done jobs over the time from the first enqueue call to the last accepted outcome",
+        ),
+        Target(
+            "error rate",
+            f"{error_rate:.2%}",
+            f"< {MAX_ERROR_RATE:.1%}",
+            result.complete and error_rate < MAX_ERROR_RATE,
+            f"failed {result.failed}, lost {result.lost}, unfinished {result.unfinished}, "
+            f"run twice {result.duplicated} of {result.jobs:,}, by their ids",
+        ),
+        Target(
+            "p99 latency",
+            _figure(p99, " ms", 1),
+            f"< {MAX_P99_MS:.0f} ms",
+            p99 is not None and p99 < MAX_P99_MS,
+            f"from each job's enqueue call to its handler's start, all {result.latency_ms.start.count:,} of them",
+        ),
+        Target(
+            "memory",
+            _figure(rss, " MB", 0),
+            f"< {MAX_MEMORY_MB:.0f} MB",
+            rss is not None and rss < MAX_MEMORY_MB,
+            f"highest RSS of the {workers} worker processes, summed; shared pages counted in each",
+        ),
+    ]
+
+
+def summary(document: BenchResult) -> list[tuple[str, str, str]]:
+    """Return (name, figure, what it is) for each thing measured."""
+    result, memory = document.result, document.result.memory_mb
+    since = _latency_origin(document.config)
+    return [
+        ("jobs", _books(result), "enqueued and acknowledged; every one accounted for by its id"),
+        ("enqueue", _figure(result.enqueue_per_s, "/s", 0), _enqueue_way(document.config)),
+        ("drain", _figure(result.drain_per_s, "/s", 0), "first claim that returned jobs to last accepted outcome"),
+        ("both", _figure(result.per_s, "/s", 0), "first enqueue call to last accepted outcome"),
+        ("start", _spread(result.latency_ms.start), f"p50 / p95 / p99 / max ms, from the {since} to handler start"),
+        *_pace(document),
+        (
+            "done",
+            _spread(result.latency_ms.done),
+            f"from the {since} to its worker's knowing that the outcome was accepted",
+        ),
+        (
+            "memory",
+            f"{_figure(memory.rss, '', 0)} / {_figure(memory.pss, '', 0)} MB",
+            "RSS / PSS of the worker processes at the end",
+        ),
+        ("worker CPU", _figure(result.worker_cpu_us, " µs", 1), "per done job, all worker processes together"),
+    ]
+
+
+def _pace(document: BenchResult) -> list[tuple[str, str, str]]:
+    if not document.config.rate:
+        return []
+    latency = document.result.latency_ms
+    return [
+        ("behind", _spread(latency.behind), "of that, how far the producer was behind its pace"),
+        ("", _spread(latency.start_after_call), "from the call of enqueue, as it was made, to handler start"),
+    ]
+
+
+def _books(result: Measured) -> str:
+    parts = [f"{result.done:,} done"]
+    for name, count in (
+        ("failed", result.failed),
+        ("lost", result.lost),
+        ("unfinished", result.unfinished),
+        ("run twice", result.duplicated),
+        ("outcomes refused", result.refused),
+    ):
+        if count or name in ("failed", "lost", "run twice"):
+            parts.append(f"{count:,} {name}")
+    return ", ".join(parts)
+
+
+def _latency_origin(plan: Plan) -> str:
+    if plan.rate:
+        return "time its enqueue call was due"
+    return "call of enqueue" if plan.producers else "moment enqueue_many took the call"
+
+
+def _enqueue_way(plan: Plan) -> str:
+    if plan.rate:
+        return f"one by one, at a pace of {plan.rate:g}/s"
+    if not plan.producers:
+        return "in bulk, by one enqueue_many"
+    return "one by one" + (f", by {plan.producers} callers at once" if plan.producers > 1 else "")
+
+
+def _spread(found: Percentiles) -> str:
+    return " / ".join(_figure(value, "", 2) for value in (found.p50, found.p95, found.p99, found.max))
+
+
+def _figure(value: float | None, unit: str, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}{unit}"

@@ -1,0 +1,82 @@
+"""A benchmark's result: its JSON form, and what is said about it. The schema is documented in docs/reference."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from spool.bench.account import Percentiles
+from spool.bench.machine import Machine, Memory
+from spool.bench.plan import Plan
+
+SCHEMA: Final = 1
+"""Raised when a field goes away or changes its meaning; new ones may come without."""
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """How long it took from the moment enqueue was to be called for a job.
+
+    Only an open loop has a plan for that, and may be behind it; otherwise it is the moment enqueue was called.
+    """
+
+    behind: Percentiles
+    """Until it was called."""
+    start: Percentiles
+    """Until the handler started."""
+    start_after_call: Percentiles
+    """Until the handler started, from the moment enqueue was called."""
+    done: Percentiles
+    """Until the worker knew that the outcome was accepted."""
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out. Rates are jobs per second; None when there was nothing to measure."""
+
+    complete: bool
+    """All jobs were enqueued and ended before ``max_seconds``."""
+    jobs: int
+    done: int
+    failed: int
+    dead: int
+    lost: int
+    unfinished: int
+    duplicated: int
+    extra_starts: int
+    refused: int
+    store: dict[str, int]
+    """The broker's own totals at the end, counted independently of the above."""
+    seconds: float
+    """From the first call of enqueue to the last accepted outcome."""
+    per_s: float | None
+    """Done jobs over ``seconds``."""
+    enqueue_seconds: float
+    enqueue_per_s: float | None
+    drain_seconds: float
+    """From the first claim that returned jobs to the last accepted outcome."""
+    drain_per_s: float | None
+    latency_ms: Latency
+    memory_mb: Memory
+    worker_cpu_us: float | None
+    """CPU time of the worker processes per done job, from their readiness to the end of the run, in µs."""
+
+
+class Store(msgspec.Struct, frozen=True):
+    """Which broker carried the load. ``url`` is without its password."""
+
+    kind: str
+    url: str
+
+
+class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The document that ``--json`` writes."""
+
+    schema: Literal[1] = SCHEMA
+    kind: Literal["spool-bench"] = "spool-bench"
+    started: str
+    """ISO 8601, UTC."""
+    config: Plan
+    broker: Store
+    versions: dict[str, str]
+    machine: Machine
+    result: Measured

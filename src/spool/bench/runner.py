@@ -1,0 +1,198 @@
+"""Runs a benchmark: a store of its own, ordinary worker processes, a producer, and the books at the end."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from spool import __version__
+from spool.bench import load
+from spool.bench.account import Account, Books, account
+from spool.bench.machine import Memory, cpu_seconds, machine, memory_of, versions
+from spool.bench.plan import Plan
+from spool.bench.produce import Producer
+from spool.bench.result import BenchResult, Latency, Measured, Store
+from spool.broker import Broker, Find, Get, QueueStats, Stats
+from spool.broker.scratch import scratch
+from spool.job import State
+from spool.supervisor import Fleet, WorkerOptions
+
+Stage = Literal["starting workers", "enqueueing", "draining", "stopping workers", "closing the books"]
+OnStage = Callable[[Stage, int], None]
+"""Told the stage that begins, or goes on, and how many jobs have ended so far."""
+
+_POLL_SECONDS: Final = 0.05
+_IN_STORE: Final = (State.SCHEDULED, State.READY, State.PARKED, State.SUSPECT, State.RUNNING, State.DEAD)
+
+
+def run(plan: Plan, url: str | None = None, on_stage: OnStage | None = None) -> BenchResult:
+    """Carry out a plan on a store of its own (see `spool.broker.scratch`) and return what came out.
+
+    Workers have registered with the broker before the first job is enqueued; with ``prefill`` they start when all are.
+    Leaves nothing behind. Raises `ConfigError` for a store that is not empty, `BrokerError` for one that cannot be
+    used, and `EnqueueInterrupted` if not all jobs could be enqueued.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    with scratch(url, "bench") as store, tempfile.TemporaryDirectory(prefix="spool-bench-") as directory:
+        bench = _Bench(plan, store, Path(directory), on_stage)
+        try:
+            measured = bench.run()
+        finally:
+            bench.app.close()
+    return BenchResult(
+        started=started,
+        config=plan,
+        broker=Store(store.partition(":")[0], bench.url),
+        versions={"spool": __version__, **versions()},
+        machine=machine(),
+        result=measured,
+    )
+
+
+def _ignore(_: Stage, __: int) -> None:
+    pass
+
+
+class _Bench:
+    """One run."""
+
+    def __init__(self, plan: Plan, store: str, directory: Path, on_stage: OnStage | None) -> None:
+        self._plan, self._directory = plan, directory
+        self._on_stage = on_stage or _ignore
+        seconds = plan.work_ms / 1000
+        self.app, task = load.make(store, plan.kind, seconds, load.Notes())
+        sender = task if plan.priority == "normal" else task.options(priority=plan.priority)
+        self.url = self.app.broker.url
+        target = load.prepare(directory, load.Run(store, plan.kind, seconds))
+        self._options = WorkerOptions(
+            app=target,
+            queues=(load.QUEUE,),
+            concurrency=plan.concurrency,
+            processes=plan.workers,
+            grace=1.0,
+            log_level="warning",
+        )
+        self._producer = Producer(plan, self.app, sender)
+
+    def run(self) -> Measured:
+        if self._plan.prefill:
+            self._produce()
+            with self._fleet() as fleet:
+                memory, cpu = self._drain(fleet, 0.0)
+        else:
+            with self._fleet() as fleet:
+                before = cpu_seconds(fleet.pids)
+                self._produce()
+                memory, cpu = self._drain(fleet, before)
+        return self._close_books(memory, cpu)
+
+    @contextmanager
+    def _fleet(self) -> Generator[Fleet]:
+        self._on_stage("starting workers", 0)
+        with Fleet(self._options) as fleet:
+            try:
+                fleet.wait_ready()
+                yield fleet
+            except BaseException:
+                fleet.kill()  # the store goes as well: there is nothing to hand back
+                raise
+            self._on_stage("stopping workers", self._plan.jobs)
+
+    def _produce(self) -> None:
+        self._on_stage("enqueueing", 0)
+        self._producer.run()
+
+    def _drain(self, fleet: Fleet, cpu_before: float) -> tuple[Memory, float]:
+        """Wait until all jobs have ended, or the time is up, and look at the processes while they are there."""
+        jobs = len(self._producer.ids)
+        while True:
+            ended = _ended(self.app.broker.call(Stats(load.QUEUE)))
+            self._on_stage("draining", ended)
+            if ended >= jobs or time.monotonic_ns() > self._producer.deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        pids = fleet.pids
+        return memory_of(pids), cpu_seconds(pids) - cpu_before
+
+    def _close_books(self, memory: Memory, cpu: float) -> Measured:
+        self._on_stage("closing the books", self._plan.jobs)
+        producer, broker = self._producer, self.app.broker
+        books = Books(
+            ids=producer.ids,
+            called=producer.called,
+            due=producer.due,
+            starts=load.read_starts(self._directory),
+            notes=load.read_notes(self._directory),
+            found={},
+        )
+        closed = account(books)
+        if closed.lost:
+            # No worker noted their end, so the store is asked for them.
+            books = msgspec.structs.replace(books, found=_look_for(broker, books.ids))
+            closed = account(books)
+        totals = broker.call(Stats(load.QUEUE)).totals
+        return _measured(self._plan, producer, closed, totals=totals, memory=memory, cpu=cpu)
+
+
+def _ended(stats: QueueStats) -> int:
+    return sum(stats.totals.get(state, 0) for state in ("done", "dead", "cancelled"))
+
+
+def _look_for(broker: Broker, ids: Sequence[str]) -> dict[str, State]:
+    """Return where jobs stand by what the store says: those it lists, and any other that it knows by its id."""
+    found: dict[str, State] = {}
+    for state in _IN_STORE:
+        cursor = ""
+        while True:
+            page = broker.call(Find(load.QUEUE, state, cursor, 1000))
+            found.update((job.id, job.state) for job in page.jobs)
+            cursor = page.cursor
+            if not cursor:
+                break
+    for id in ids:
+        if id not in found and (snapshot := broker.call(Get(load.QUEUE, id))) is not None:
+            found[id] = snapshot.state
+    return found
+
+
+def _measured(
+    plan: Plan, producer: Producer, closed: Account, *, totals: dict[str, int], memory: Memory, cpu: float
+) -> Measured:
+    end = closed.last_settle or producer.ended
+    enqueueing = (producer.ended - producer.began) / 1e9
+    # A claim may have been on its way when the first job came.
+    draining = (end - max(closed.first_claim, producer.began)) / 1e9 if closed.first_claim else 0.0
+    total = (end - producer.began) / 1e9
+    return Measured(
+        complete=closed.jobs == plan.jobs and not closed.unfinished,
+        jobs=closed.jobs,
+        done=closed.done,
+        failed=closed.failed,
+        dead=closed.dead,
+        lost=closed.lost,
+        unfinished=closed.unfinished,
+        duplicated=closed.duplicated,
+        extra_starts=closed.extra_starts,
+        refused=closed.refused,
+        store=totals,
+        seconds=round(total, 6),
+        per_s=_rate(closed.done, total),
+        enqueue_seconds=round(enqueueing, 6),
+        enqueue_per_s=_rate(closed.jobs, enqueueing),
+        drain_seconds=round(draining, 6),
+        drain_per_s=_rate(closed.done, draining),
+        latency_ms=Latency(closed.behind, closed.start, closed.start_after_call, closed.completion),
+        memory_mb=memory,
+        worker_cpu_us=round(cpu / closed.done * 1e6, 2) if closed.done and cpu else None,
+    )
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return round(count / seconds, 1) if count and seconds > 0 else None

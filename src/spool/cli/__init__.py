@@ -1,0 +1,59 @@
+"""The ``spool`` command. Each command imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from spool import __version__
+from spool.cli import dead, jobs, measure, queues, run
+from spool.cli.output import printable
+from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
+
+_BAD_USAGE = (ConfigError, TaskError, PayloadError)
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="spool")
+def spool() -> None:
+    """Run, watch and measure Spool, a distributed task queue."""
+
+
+for _command in (
+    run.worker,
+    run.enqueue,
+    run.workers,
+    jobs.jobs,
+    queues.queues,
+    dead.dead,
+    measure.bench,
+    measure.demo,
+):
+    spool.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 is done, 1 the broker or the job said no, 2 wrong usage, 130 interrupted."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code: object = spool.main(arguments, prog_name="spool", standalone_mode=False)
+    except click.Abort:
+        return _INTERRUPTED
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _complain(error.format_message(), context.command_path if context else "spool")
+        return error.exit_code
+    except SpoolError as error:
+        _complain(str(error) or type(error).__name__, "spool")
+        return 2 if isinstance(error, _BAD_USAGE) else 1
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, command: str) -> None:
+    click.echo(f"{command}: {printable(' '.join(message.split()))}", err=True)

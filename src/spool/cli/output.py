@@ -1,0 +1,64 @@
+"""How the commands print: tables for people, JSON for programs. Text out of the store is data, never terminal codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console() -> Console:
+    """Return a console on stdout; as wide as the text where that is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numeric: Iterable[str] = ()) -> None:
+    """Print rows under column heads; columns named in ``numeric`` are aligned to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    right = set(numeric)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(each)) for each in row))
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document, indented."""
+    import msgspec
+
+    encoded = msgspec.json.encode(value, enc_hook=repr)
+    sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+
+
+def printable(value: object, *, lines: bool = False) -> str:
+    """Return text without control characters, which are written as escapes; ``lines`` keeps line ends and tabs."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    keep = "\n\t" if lines else ""
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode("ascii") for each in text
+    )
+
+
+def moment(milliseconds: int | None) -> str:
+    """Return a time of the store as local time, to the second."""
+    if milliseconds is None:
+        return ""
+    return datetime.fromtimestamp(milliseconds / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,173 @@
+"""``spool worker``, ``spool enqueue`` and ``spool workers``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from spool.cli.output import moment, print_json, print_table
+from spool.cli.store import json_option, opened, url_option
+from spool.job import PRIORITIES, Priority
+
+if TYPE_CHECKING:
+    from spool.broker import Broker
+    from spool.report import WorkerRow
+
+
+@click.command()
+@click.argument("app", metavar="MODULE:APP")
+@click.option("--url", help="Broker, instead of the app's own.")
+@click.option("--queues", help="Queues to serve, separated by commas; default those of the app's tasks.")
+@click.option(
+    "--concurrency", type=click.IntRange(1), default=100, show_default=True, help="Jobs at once, per process."
+)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
+@click.option("--lease", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Seconds.")
+@click.option(
+    "--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish in when stopped."
+)
+@click.option("--name", default="", help="Shown with what its jobs did; default HOST:PID.")
+@click.option("--log-format", type=click.Choice(["auto", "human", "json"]), default="auto", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def worker(
+    *,
+    app: str,
+    url: str | None,
+    queues: str | None,
+    concurrency: int,
+    processes: int,
+    lease: float,
+    grace: float,
+    name: str,
+    log_format: Literal["auto", "human", "json"],
+    log_level: Literal["debug", "info", "warning", "error"],
+) -> int:
+    """Run the jobs of an app until told to stop.
+
+    SIGTERM or Ctrl-C stops gracefully: no new jobs, --grace seconds for those that run, the rest is handed
+    back. A second one stops at once.
+    """
+    from spool.cli.target import find_here
+    from spool.supervisor import WorkerOptions, run_workers
+
+    find_here()
+    served = tuple(name for part in (queues or "").split(",") if (name := part.strip()))
+    if queues is not None and not served:
+        raise click.UsageError("--queues names no queue", click.get_current_context())
+    return run_workers(
+        WorkerOptions(
+            app=app,
+            url=url,
+            queues=served,
+            concurrency=concurrency,
+            processes=processes,
+            lease=lease,
+            grace=grace,
+            name=name,
+            log_format=log_format,
+            log_level=log_level,
+        )
+    )
+
+
+@click.command()
+@click.argument("task", metavar="MODULE:TASK")
+@click.option("--args", "args", default="[]", metavar="JSON", help="Positional arguments, a JSON array.")
+@click.option("--kwargs", "kwargs", default="{}", metavar="JSON", help="Named arguments, a JSON object.")
+@click.option("--url", help="Broker, instead of the app's own.")
+@click.option("--queue", help="Queue, instead of the task's own.")
+@click.option("--delay", type=click.FloatRange(0), help="Seconds until it is ready.")
+@click.option("--id", "id", help="An id: while it is known, the same call does nothing more.")
+@click.option("--priority", type=click.Choice(PRIORITIES))
+@click.option("--wait", is_flag=True, help="Wait for the job to end and print its result as JSON.")
+@click.option("--timeout", type=click.FloatRange(0), help="With --wait: seconds at most.")
+def enqueue(
+    *,
+    task: str,
+    args: str,
+    kwargs: str,
+    url: str | None,
+    queue: str | None,
+    delay: float | None,
+    id: str | None,
+    priority: Priority | None,
+    wait: bool,
+    timeout: float | None,
+) -> None:
+    """Store a job and print its name, QUEUE/ID.
+
+    MODULE:TASK is a task, or MODULE:APP:TASK one by its name in an app.
+    """
+    from spool.cli.target import find_here, load_task, typed, using
+
+    given = (_parsed("--args", args, list), _parsed("--kwargs", kwargs, dict))
+    find_here()
+    app, found = load_task(task)
+    positional, named = typed(found, *given)
+    with using(app, url):
+        handle = found.options(delay=delay, id=id, priority=priority, queue=queue).enqueue(*positional, **named)
+        if not wait:
+            click.echo(str(handle))
+            if not handle.created:
+                click.echo("it was there already", err=True)
+            return
+        click.echo(str(handle), err=True)
+        print_json(handle.result(timeout))
+
+
+@click.command()
+@url_option
+@json_option
+def workers(*, url: str | None, as_json: bool) -> None:
+    """List the workers that have reported lately."""
+    with opened(url) as broker:
+        rows = sorted(_worker_rows(broker), key=lambda row: (row.host, row.pid, row.started))
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("worker", "host", "pid", "queues", "running", "since", "version", "state"),
+        [
+            (
+                row.name or row.incarnation,
+                row.host,
+                row.pid,
+                ", ".join(row.queues),
+                f"{row.running} of {row.concurrency}",
+                moment(row.started),
+                f"{row.version}, Python {row.python}",
+                "stopping" if row.stopping else "running",
+            )
+            for row in rows
+        ],
+        numeric=("pid", "running"),
+    )
+
+
+def _worker_rows(broker: Broker) -> list[WorkerRow]:
+    from spool.broker import Load
+    from spool.report import read_row
+
+    rows: list[WorkerRow] = []
+    cursor = ""
+    while True:
+        page = broker.call(Load("worker", cursor))
+        rows += [read_row(document.body) for document in page.documents]
+        cursor = page.cursor
+        if not cursor:
+            return rows
+
+
+def _parsed(option: str, text: str, wanted: type) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"{option} is no JSON: {error}", click.get_current_context()) from error
+    if not isinstance(value, wanted):
+        kind = "an array" if wanted is list else "an object"
+        raise click.UsageError(f"{option} must be {kind}, not {text:.50}", click.get_current_context())
+    return value

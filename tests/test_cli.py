@@ -1,0 +1,444 @@
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from spool import Backoff, Spool, __version__
+from spool.broker import Beat, Broker, Claim, Died, Heartbeat, Settle, connect
+from spool.cli import main
+from spool.cli.output import printable
+from spool.job import PRIORITIES, Attempt, State, Tally, new_id, write_tally
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys) -> Run:
+    def invoke(*arguments: object) -> Ran:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(each) for each in arguments])
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return Ran(code, captured.out, captured.err)
+
+    return invoke
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request, tmp_path, monkeypatch) -> str:
+    url = f"sqlite:///{tmp_path}/spool.db" if request.param == "sqlite" else request.getfixturevalue("redis_url")
+    monkeypatch.setenv("SPOOL_URL", url)
+    return url
+
+
+@pytest.fixture
+def broker(url) -> Iterator[Broker]:
+    broker = connect(url)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def app(broker) -> Spool:
+    app = Spool(broker)
+
+    @app.task(queue="mail", backoff=Backoff(base=0))
+    def send(to: str, body: str = "") -> str:
+        return to
+
+    @app.task(queue="files")
+    def shrink(path: str) -> None: ...
+
+    return app
+
+
+def let_die(broker: Broker, queue: str, error: str = "ValueError: no", *, count: int = 1) -> list[str]:
+    """Claim jobs as a worker would, and settle them as dead."""
+    incarnation = new_id()
+    broker.call(Beat(queue, [Heartbeat(incarnation, tasks=("send", "shrink"))]))
+    claimed = broker.call(Claim(queue, incarnation, 1, (count, 0)))
+    kind, _, message = error.partition(": ")
+    tally = write_tally(
+        Tally(attempts=1, failures=1), [Attempt(1, "died", 1000, 2000, "w", kind, message, f"Traceback\n  {error}\n")]
+    )
+    settled = [Died(id, 1, tally) for id, _ in claimed.jobs]
+    broker.call(Settle(queue, incarnation, 1, settled))
+    return [id for id, _ in claimed.jobs]
+
+
+def state(app: Spool, job: str) -> State:
+    return app.job(job).state
+
+
+# Usage
+
+
+def test_help_and_version(run):
+    assert __version__ in run("--version").out
+    helped = run("--help")
+    assert helped.code == 0
+    for command in ("worker", "enqueue", "jobs", "queues", "workers", "dead", "demo", "bench"):
+        assert f"  {command} " in helped.out
+
+
+def test_every_command_has_help(run):
+    for command in (
+        ["worker"],
+        ["enqueue"],
+        ["workers"],
+        ["demo"],
+        *(["jobs", each] for each in ("list", "show", "cancel", "retry", "delete")),
+        *(["dead", each] for each in ("list", "show", "retry", "delete")),
+        *(["queues", each] for each in ("list", "pause", "resume", "purge")),
+        *(["bench", each] for each in ("quick", "custom")),
+    ):
+        helped = run(*command, "--help")
+        assert helped.code == 0
+        assert "Usage: spool" in helped.out
+
+
+def test_help_loads_little():
+    """What only some commands need is not imported for all of them."""
+    code = (
+        "import sys; from spool.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'asyncio', 'redis', 'rich', 'sqlite3', 'uvloop'} & set(sys.modules)))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20)
+    assert printed.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nope"], "No such option"),
+        (["frob"], "No such command"),
+        (["jobs", "list", "--limit", "0"], "--limit"),
+        (["jobs", "list", "--state", "asleep"], "asleep"),
+        (["jobs", "cancel"], "--all"),
+        (["jobs", "cancel", "mail/1", "--all"], "not both"),
+        (["dead", "retry"], "--all"),
+        (["jobs", "list", "--url", "gopher://x"], "gopher"),
+        (["jobs", "list", "--url", "sqlite:///nowhere/at/all.db"], "nowhere/at/all.db"),
+        (["worker", "no_such_module:app", "--log-format", "human"], "no_such_module"),
+        (["worker"], "MODULE:APP"),
+        (["worker", "os:path", "--queues", ","], "--queues"),
+        (["enqueue", "no_such_module:task"], "no_such_module"),
+        (["enqueue", "justaname"], "module:task"),
+        (["enqueue", "os:path"], "no task"),
+        (["enqueue", "os:nothing"], "nothing"),
+        (["demo", "/no/such/directory"], "/no/such/directory"),
+        (["bench", "custom", "--rate", "5", "--prefill"], "rate"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(run, arguments, said):
+    ran = run(*arguments)
+    assert ran.code == 2
+    assert said in ran.err
+    assert ran.err.startswith("spool")
+    assert "Traceback" not in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["jobs", "list"], ["queues"], ["workers"], ["dead", "list"], ["bench", "quick"]])
+def test_a_broker_that_is_down_is_one_line_and_code_1(run, command):
+    ran = run(*command, "--url", "redis://:secret@127.0.0.1:1/0")
+    assert ran.code == 1
+    assert len(ran.err.splitlines()) == 1
+    assert "127.0.0.1:1" in ran.err
+    assert "secret" not in ran.err
+
+
+def test_a_missing_sqlite_file_is_not_created(run, tmp_path):
+    assert run("jobs", "list", "--url", f"sqlite:///{tmp_path}/spool.db").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# Jobs
+
+
+def test_jobs_list(run, app):
+    first = app.tasks["send"].enqueue("a@b.c")
+    second = app.tasks["send"].options(delay=3600).enqueue("d@e.f")
+    third = app.tasks["shrink"].options(priority="high").enqueue("x")
+    listed = run("jobs", "list")
+    assert listed.code == 0
+    assert all(str(each) in listed.out for each in (first, second, third))
+    assert [job["id"] for job in run("jobs", "list", "--queue", "files", "--json").json] == [third.id]
+    assert [job["id"] for job in run("jobs", "list", "--state", "scheduled", "--json").json] == [second.id]
+    (job,) = run("jobs", "list", "--task", "send", "--state", "ready", "--json").json
+    assert (job["queue"], job["task"], job["state"], job["priority"]) == ("mail", "send", "ready", "normal")
+    assert job["arguments"] == [["a@b.c"], {}]
+
+
+def test_jobs_list_says_when_there_is_more(run, app):
+    app.enqueue_many(app.tasks["send"].call("a") for _ in range(5))
+    listed = run("jobs", "list", "--limit", "3", "--json")
+    assert len(listed.json) == 3
+    assert "more" in listed.err
+    assert run("jobs", "list", "--limit", "5").err == ""
+
+
+def test_jobs_show(run, app):
+    handle = app.tasks["send"].enqueue("a@b.c", body="hi")
+    for name in (str(handle), handle.id):
+        shown = run("jobs", "show", name).out
+        assert "a@b.c" in shown
+        assert "send" in shown
+    assert run("jobs", "show", handle.id, "--queue", "mail", "--json").json["id"] == handle.id
+    missing = run("jobs", "show", "mail/nothing")
+    assert missing.code == 1
+    assert "mail/nothing" in missing.err
+
+
+def test_jobs_cancel_by_name_and_by_choice(run, app):
+    handles = [app.tasks["send"].enqueue(str(number)) for number in range(3)]
+    other = app.tasks["shrink"].enqueue("x")
+    assert run("jobs", "cancel", handles[0]).out == "1 job changed\n"
+    assert handles[0].status() is State.CANCELLED
+    assert run("jobs", "cancel", "--queue", "mail").out == "2 jobs changed\n"
+    assert {each.status() for each in handles} == {State.CANCELLED}
+    assert other.status() is State.READY
+    assert run("jobs", "cancel", "--all").out == "1 job changed\n"
+    assert run("jobs", "cancel", "--all").out == "0 jobs changed\n"
+
+
+def test_naming_an_unknown_job_changes_nothing(run, app):
+    handle = app.tasks["send"].enqueue("a")
+    ran = run("jobs", "cancel", handle, "mail/unknown")
+    assert ran.code == 1
+    assert handle.status() is State.READY
+
+
+def test_jobs_delete_by_state(run, app):
+    kept = app.tasks["send"].enqueue("a")
+    gone = app.tasks["send"].options(delay=60).enqueue("b")
+    assert run("jobs", "delete", "--state", "scheduled").out == "1 job changed\n"
+    listed = [job["id"] for job in run("jobs", "list", "--json").json]
+    assert kept.id in listed
+    assert gone.id not in listed
+
+
+# Dead
+
+
+def test_dead_list_show_retry_delete(run, app, broker):
+    app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(3))
+    ids = let_die(broker, "mail", "ValueError: no such address", count=3)
+    app.tasks["shrink"].enqueue("x")
+    let_die(broker, "files", "OSError: disk full")
+
+    assert {job["id"] for job in run("dead", "list", "--queue", "mail", "--json").json} == set(ids)
+    assert len(run("dead", "list", "--json").json) == 4
+    assert [job["task"] for job in run("dead", "list", "--error", "disk full", "--json").json] == ["shrink"]
+    assert len(run("dead", "list", "--task", "send", "--json").json) == 3
+    assert "OSError: disk full" in run("dead", "list").out
+
+    shown = run("dead", "show", f"mail/{ids[0]}").out
+    assert "no such address" in shown
+    assert "Traceback" in shown
+    assert "died" in shown
+
+    assert run("dead", "retry", f"mail/{ids[0]}").out == "1 job changed\n"
+    assert state(app, f"mail/{ids[0]}") is State.READY
+    assert run("dead", "show", f"mail/{ids[0]}").code == 1
+    assert run("dead", "retry", "--error", "no such address").out == "2 jobs changed\n"
+    assert run("dead", "delete", "--all").out == "1 job changed\n"
+    assert run("dead", "list", "--json").json == []
+
+
+def test_text_from_the_store_is_no_terminal_code(run, app, broker):
+    app.tasks["send"].enqueue("\x1b]0;owned\x07")
+    (id,) = let_die(broker, "mail", "ValueError: \x1b[2J")
+    for printed in (run("dead", "list").out, run("dead", "show", id).out, run("jobs", "show", id).out):
+        assert "\x1b" not in printed
+        assert r"\x1b" in printed
+
+
+def test_printable_keeps_text():
+    assert printable("naïve – 世界 🎉") == "naïve – 世界 🎉"
+    assert printable("a\nb\t\x00") == r"a\nb\t\x00"
+    assert printable("a\nb\x00", lines=True) == "a\nb\\x00"
+
+
+# Queues and workers
+
+
+def test_queues_show_depth_per_priority(run, app):
+    for priority in PRIORITIES:
+        app.tasks["send"].options(priority=priority).enqueue("a")
+    app.tasks["send"].options(priority="low").enqueue("a")
+    app.tasks["shrink"].options(delay=60).enqueue("x")
+    listed = {each["queue"]: each for each in run("queues", "--json").json}
+    assert listed["mail"]["ready"] == {"critical": 1, "high": 1, "normal": 1, "low": 2, "background": 1}
+    assert listed["files"]["scheduled"] == 1
+    assert run("queues", "list", "--json").json == run("queues", "--json").json
+    table = run("queues").out.splitlines()
+    assert table[0].split()[:6] == ["queue", *PRIORITIES]
+    assert next(line for line in table if line.startswith("mail")).split()[1:6] == ["1", "1", "1", "2", "1"]
+
+
+def test_queues_pause_and_resume(run, app, broker):
+    app.tasks["send"].enqueue("a")
+    assert run("queues", "pause", "mail").code == 0
+    assert run("queues", "--json").json[0]["paused"] is True
+    assert "(paused)" in run("queues").out
+    assert let_die(broker, "mail") == []
+    assert run("queues", "resume", "mail").code == 0
+    assert len(let_die(broker, "mail")) == 1
+
+
+def test_queues_purge(run, app, broker):
+    app.tasks["send"].enqueue("a")
+    let_die(broker, "mail")
+    app.tasks["send"].enqueue("b")
+    app.tasks["send"].options(delay=60).enqueue("c")
+    other = app.tasks["shrink"].enqueue("x")
+    assert run("queues", "purge", "mail", "--yes").out == "2 jobs deleted\n"
+    assert len(run("dead", "list", "--json").json) == 1
+    assert run("queues", "purge", "mail", "--dead", "--yes").out == "1 job deleted\n"
+    assert other.status() is State.READY
+
+
+def test_queues_purge_asks(run, app, monkeypatch):
+    handle = app.tasks["send"].enqueue("a")
+    monkeypatch.setattr("click.termui.visible_prompt_func", lambda _: "n")
+    assert run("queues", "purge", "mail").code == 130
+    assert handle.status() is State.READY
+
+
+def test_explicit_url_wins_over_the_environment(run, app, tmp_path, monkeypatch):
+    app.tasks["send"].enqueue("a")
+    url = f"sqlite:///{tmp_path}/other.db"
+    with Spool(url) as other:
+        other.broker.call(Beat("elsewhere", [Heartbeat(new_id())]))
+    assert [each["queue"] for each in run("queues", "--json", "--url", url).json] == ["elsewhere"]
+    assert [each["queue"] for each in run("queues", "--url", url, "list", "--json").json] == ["elsewhere"]
+
+
+def test_workers_of_an_empty_store(run, app):
+    app.tasks["send"].enqueue("a")
+    assert run("workers", "--json").json == []
+    assert run("workers").code == 0
+
+
+# Enqueue and worker
+
+MODULE = """
+import datetime
+from spool import Spool
+
+app = Spool()
+
+@app.task(queue="mail")
+def send(to: str, on: datetime.date, copies: int = 1) -> str:
+    return f"{to} {on:%d.%m.%Y} {copies}"
+
+@app.task(queue="mail", retries=0)
+def fail() -> None:
+    raise ValueError("as planned")
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch, url) -> str:
+    (tmp_path / "shop_tasks.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield "shop_tasks"
+    sys.modules.pop("shop_tasks", None)
+
+
+def test_enqueue(run, module, broker):
+    ran = run("enqueue", f"{module}:send", "--args", '["a@b.c"]', "--kwargs", '{"on": "2026-02-03"}')
+    assert ran.code == 0
+    (job,) = run("jobs", "list", "--json").json
+    assert ran.out.strip() == f"mail/{job['id']}"
+    assert job["state"] == "ready"
+
+
+def test_enqueue_with_options(run, module, broker):
+    options = ["--delay", "60", "--id", "once", "--priority", "high"]
+    arguments = [f"{module}:app:send", "--args", '["a@b.c", "2026-02-03", 2]']
+    assert run("enqueue", *arguments, *options).out == "mail/once\n"
+    assert "already" in run("enqueue", *arguments, *options).err
+    (job,) = run("jobs", "list", "--json").json
+    assert (job["state"], job["priority"]) == ("scheduled", "high")
+    conflict = run("enqueue", f"{module}:app:send", "--args", '["other", "2026-02-03"]', "--id", "once")
+    assert conflict.code == 1
+    assert "once" in conflict.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--args", "[1"], "JSON"),
+        (["--args", "{}"], "array"),
+        (["--kwargs", "[]"], "object"),
+        (["--args", '["a"]'], "'on'"),
+        (["--args", '["a", "not a date"]'], "'on'"),
+        (["--args", '["a", "2026-02-03", "three"]'], "'copies'"),
+        (["--args", '["a", "2026-02-03"]', "--kwargs", '{"nope": 1}'], "'nope'"),
+        (["--args", '["a", "2026-02-03", 99999999999999999999]'], "send"),
+        (["--args", "[" * 10_000 + "]" * 10_000], ""),
+        (["--id", "not a name", "--args", '["a", "2026-02-03"]'], "not a name"),
+    ],
+)
+def test_enqueue_refuses_what_does_not_fit(run, module, broker, arguments, said):
+    ran = run("enqueue", f"{module}:send", *arguments)
+    assert ran.code == 2
+    assert said in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_worker_runs_what_enqueue_waits_for(run, module, url, broker, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spool", "worker", f"{module}:app", "--log-format", "json", "--concurrency", "5"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        arguments = ["--args", '["a@b.c", "2026-02-03"]', "--wait", "--timeout", "20"]
+        ran = run("enqueue", f"{module}:send", *arguments)
+        assert (ran.code, ran.out) == (0, '"a@b.c 03.02.2026 1"\n')
+        (worker,) = run("workers", "--json").json
+        assert worker["concurrency"] == 5
+        assert worker["queues"] == ["mail"]
+        assert worker["host"] in run("workers").out
+
+        failed = run("enqueue", f"{module}:fail", "--wait", "--timeout", "20")
+        assert failed.code == 1
+        assert "as planned" in failed.err
+        assert len(failed.err.splitlines()) == 2  # the job's name, the error
+        assert "ValueError: as planned" in run("dead", "list").out
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert all(json.loads(line) for line in errors.splitlines())
+
+
+def test_wait_gives_up(run, module, broker):
+    began = time.monotonic()
+    ran = run("enqueue", f"{module}:send", "--args", '["a", "2026-02-03"]', "--wait", "--timeout", "0.05")
+    assert ran.code == 1
+    assert "time" in ran.err
+    assert time.monotonic() - began < 5

@@ -11,7 +11,8 @@ from spool import Backoff, Spool, __version__
 from spool.broker import Beat, Broker, Claim, Died, Heartbeat, Settle, connect
 from spool.cli import main
 from spool.cli.output import printable
-from spool.job import PRIORITIES, Attempt, State, Tally, new_id, write_tally
+from spool.job import PRIORITIES, Attempt, State, Tally, new_id
+from tests.tallies import write_tally
 
 
 class Ran(NamedTuple):

@@ -15,10 +15,11 @@ from spool.broker import Cancelled, Died, Done, Released, Retried
 from spool.executor import Executor, JobContext, Run
 from spool.executor.attempt import MESSAGE_LIMIT, TRACEBACK_LIMIT
 from spool.executor.pool import Processes
-from spool.job import VERSION, Attempt, Tally, encode_record, read_ending, read_record, read_tally, write_tally
+from spool.job import VERSION, Attempt, Tally, encode_record, read_ending, read_record, read_tally
 from spool.report import pack
 from tests import shop
 from tests.eventually import aeventually
+from tests.tallies import write_tally
 
 NOW = 1_800_000_000_000
 SURE = Backoff(base=2.0, jitter=False)

@@ -21,13 +21,14 @@ from spool.job import (
     check_name,
     encode_ending,
     encode_record,
+    extend_tally,
     new_id,
     read_ending,
     read_record,
     read_tally,
     view,
-    write_tally,
 )
+from tests.tallies import write_tally
 
 PAYLOAD = msgspec.msgpack.encode([["x"], {"y": 1}])
 RECORD = Record(VERSION, "send", 1, 0, 3, "", 1000, msgspec.Raw(PAYLOAD), Options(retries=1), {"trace": "1"})
@@ -131,17 +132,42 @@ class TestTally:
         text = write_tally(Tally(attempts=1), [failed(1)]) + '\n[2,"stopped",30,40,"you"]'
         assert read_tally(text)[1] == [failed(1), Attempt(2, "stopped", 30, 40, "you")]
 
+    def test_it_is_extended_by_an_attempt_and_what_that_counts(self):
+        text = extend_tally("", failed(1), failures=1)
+        text = extend_tally(text, Attempt(2, "crashed", 30, 40, "\u2028"), crashes=1)
+        assert read_tally(text) == (
+            Tally(attempts=2, failures=1, crashes=1),
+            [failed(1), Attempt(2, "crashed", 30, 40, "\u2028")],
+        )
+
+    def test_what_a_newer_release_appended_is_kept(self):
+        text = extend_tally('[1,1,0,0,0,0,"new"]\n[1,"stopped",1,2,"me","","","","new"]', failed(2), failures=1)
+        assert text.startswith('[1,2,1,0,0,0,"new"]\n[1,"stopped",1,2,"me","","","","new"]\n[2,')
+
+    def test_one_that_cannot_be_read_begins_anew(self):
+        assert read_tally(extend_tally("rubbish", failed(1), failures=1)) == (
+            Tally(attempts=1, failures=1),
+            [failed(1)],
+        )
+
     def test_it_is_bounded_by_what_matters_least(self):
-        text = write_tally(Tally(), [failed(number, "x" * 2000) for number in range(100)])
+        text = ""
+        for number in range(100):
+            text = extend_tally(text, failed(number, "x" * 2000))
         attempts = read_tally(text)[1]
         assert len(text) <= TALLY_LIMIT + 100
         assert len(attempts) == 100
-        assert [bool(each.traceback) for each in attempts] == [False] * 99 + [True]
+        assert attempts[-1].traceback
+        assert not attempts[0].traceback
 
     def test_then_by_the_oldest_attempts(self):
-        attempts = read_tally(write_tally(Tally(), [failed(number) for number in range(5000)]))[1]
-        assert attempts[-1].number == 4999
-        assert 100 < len(attempts) < 5000
+        text = ""
+        for number in range(2500):
+            text = extend_tally(text, failed(number))
+        attempts = read_tally(text)[1]
+        assert len(text) <= TALLY_LIMIT + 100
+        assert attempts[-1].number == 2499
+        assert 100 < len(attempts) < 2500
 
     @pytest.mark.parametrize("text", ["x", "[]x", "[1]\nx", '{"a":1}', "[9,0,0,0,0,0]"])
     def test_damage_and_newer_layouts(self, text):

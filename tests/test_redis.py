@@ -49,9 +49,9 @@ from spool.job import (
     encode_ending,
     encode_record,
     new_id,
-    write_tally,
 )
 from tests.redis_server import RedisServer
+from tests.tallies import write_tally
 
 EMPTY = msgspec.Raw(msgspec.msgpack.encode([[], {}]))
 

@@ -38,10 +38,10 @@ from spool.job import (
     encode_ending,
     new_id,
     read_record,
-    write_tally,
 )
 from tests.faulty import FaultyBroker
 from tests.model import ModelBroker
+from tests.tallies import write_tally
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 A job in the store has up to three parts:
 
 * the **record** (`Record`): what was asked for. Written once at enqueue, never rewritten. msgpack, array-like; its
-  first
-  elements are fixed (version, task, priority, lane), so that a script can read them without decoding the rest.
+  first elements are fixed (version, task, priority, lane), so that a script can read them without decoding the rest.
 * the **tally** (`Tally`): what happened so far: how often it was started, failed, crashed; one line per finished
-  attempt.
-  Text, so that Lua and SQL can append to it: a JSON array of numbers, then one JSON array per line (`Attempt`). A job
-  that was never handed back has none.
-* the **ending** (`Ending`): how it ended as done or cancelled, with the result. msgpack, array-like; kept for a time.
-  A dead job has no ending: it keeps record and tally until it is replayed, deleted or pruned.
+  attempt. Text, so that Lua and SQL can append to it: a JSON array of numbers, then one JSON array per line
+  (`Attempt`). A job that was never handed back has none.
+* the **ending** (`Ending`): how it ended as done or cancelled, with the result. msgpack, array-like; kept for a time. A
+  dead job has no ending: it keeps record and tally until it is replayed, deleted or pruned.
 
 Every part begins with a version. Fields are only ever appended, with defaults, and unknown tails are kept: an older
 worker that hands a job on loses nothing that a newer one wrote. All times are milliseconds since the epoch by the
@@ -198,14 +196,37 @@ def read_tally(text: str) -> tuple[Tally, list[Attempt]]:
     return tally, attempts
 
 
-def write_tally(tally: Tally, attempts: list[Attempt]) -> str:
-    """Return the text of a tally, bounded by `TALLY_LIMIT`."""
-    lines = [_encode_json(attempt) for attempt in attempts]
-    if sum(map(len, lines)) > TALLY_LIMIT:
-        lines = [_encode_json(msgspec.structs.replace(each, traceback="")) for each in attempts[:-1]] + lines[-1:]
-        while len(lines) > 1 and sum(map(len, lines)) > TALLY_LIMIT:
+def extend_tally(text: str, attempt: Attempt, *, failures: int = 0, crashes: int = 0) -> str:
+    """Return the text of a tally with one attempt more, and with what it adds to the counts.
+
+    What a newer release appended to the counts or to a line is kept. Beyond `TALLY_LIMIT` the earlier attempts lose
+    their tracebacks, and then the oldest ones go. A tally that cannot be read begins anew.
+    """
+    try:
+        read_tally(text)
+        head, _, rest = text.partition("\n")
+        numbers: list[Any] = msgspec.json.decode(head) if head else msgspec.to_builtins(NO_TALLY)
+    except StoreCorrupt:
+        numbers, rest = msgspec.to_builtins(NO_TALLY), ""
+    for index, more in ((1, 1), (2, failures), (3, crashes)):
+        numbers[index] += more
+    lines = rest.split("\n") if rest else []
+    lines.append(_encode_json(attempt).decode())
+    if _size(lines) > TALLY_LIMIT:
+        lines[:-1] = [_without_traceback(line) for line in lines[:-1]]
+        while len(lines) > 1 and _size(lines) > TALLY_LIMIT:
             del lines[0]
-    return b"\n".join([_encode_json(tally), *lines]).decode()
+    return "\n".join([_encode_json(numbers).decode(), *lines])
+
+
+def _size(lines: list[str]) -> int:
+    return sum(map(len, lines)) + len(lines)
+
+
+def _without_traceback(line: str) -> str:
+    fields: list[Any] = msgspec.json.decode(line)
+    fields[7:8] = [""] if len(fields) > 7 else []
+    return _encode_json(fields).decode()
 
 
 class Snapshot(msgspec.Struct, frozen=True):

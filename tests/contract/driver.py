@@ -46,9 +46,9 @@ from spool.job import (
     encode_ending,
     encode_record,
     read_tally,
-    write_tally,
 )
 from tests.model_state import Clock
+from tests.tallies import write_tally
 
 LEASE = 10_000
 CORRUPT = b"\xc1 these bytes are no record"

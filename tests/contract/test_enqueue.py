@@ -3,6 +3,7 @@
 import pytest
 
 from spool.broker import Enqueue
+from spool.errors import ConfigError
 from spool.job import State
 from tests.contract.driver import CORRUPT, Driver, ending, job, jobs, record
 
@@ -259,3 +260,21 @@ def test_any_allowed_name_is_a_queue(broker, clock, queue):
     q.enqueue("a")
     assert q.take("w") == ["a"]
     assert broker.call(Enqueue("q", [])).existing == []
+
+
+def test_an_id_twice_in_one_call_is_one_job(q):
+    first, second = record(payload="one"), record(payload="two")
+    reply = q.enqueue(job("a", body=first), job("b"), job("a", body=second))
+    assert (reply.existing, q.totals()["enqueued"]) == (["a"], 2)
+    assert q.claim("w").jobs == [("a", first), ("b", record())]
+
+
+def test_of_delay_and_due_the_time_counts(q):
+    q.enqueue(job("a", delay=5, due=q.clock.wall + 50))
+    assert q.get("a").due == q.clock.wall + 50
+
+
+@pytest.mark.parametrize("place", [{"priority": 5}, {"priority": -1}, {"lane": 2}])
+def test_a_place_that_no_claim_looks_at_is_refused(place):
+    with pytest.raises(ConfigError, match="not usable"):
+        job("a", **place)

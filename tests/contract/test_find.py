@@ -2,10 +2,12 @@
 
 import pytest
 
-from spool.broker import Act, Delete, Find
+from spool.broker import Act, Delete, Find, Watch
+from spool.errors import ConfigError
 from spool.job import Snapshot, State
 from tests.contract.driver import CORRUPT, LEASE, ending, job, jobs, record, tally
 from tests.contract.test_claim import make_suspect
+from tests.model import ModelBroker
 
 
 def test_a_job_that_is_not_known_is_none(q):
@@ -302,3 +304,15 @@ def test_a_list_of_a_thousand(q):
     page = q.call(Find(q.queue, State.READY, "", 1000))
     assert 0 < len(page.jobs) <= 1000
     assert q.ids(State.READY, 1000) == [each.id for each in jobs(2500)]
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("cursor", ["x", "1 2 3", "[", "(1"])
+def test_what_is_no_cursor_is_refused(q, broker, state, cursor):
+    if isinstance(broker, ModelBroker):  # which is only ever given its own
+        return
+    q.enqueue("a")
+    with pytest.raises(ConfigError, match="not a cursor"):
+        broker.call(Find("q", state, cursor=cursor))
+    with pytest.raises(ConfigError, match="not a cursor"):
+        broker.call(Watch("q", cursor=cursor))

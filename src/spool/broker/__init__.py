@@ -4,21 +4,17 @@ A verb is data (a frozen struct that says what is asked), and a broker executes 
 `Broker.acall` in the running loop. Every verb is **one atomic step** on **one queue**, judged by the **store's clock**.
 
 **When a reply is lost** (`BrokerUnavailable`), the caller does not know whether the verb was carried out. Every verb
-may
-be sent again, as it was, until it is answered, and then has the effect of having been carried out once: `Enqueue` by
-its ids
-(set ``resend``), `Claim` and `Settle` by their sequence numbers, the others because they are idempotent.
+may be sent again, as it was, until it is answered, and then has the effect of having been carried out once: `Enqueue`
+by its ids (set ``resend``), `Claim` and `Settle` by their sequence numbers, the others because they are idempotent.
 
 **Incarnations.** One life of a worker process is an incarnation, named by a fresh `new_id`. Only `Beat` creates its
-lease,
-and a retired incarnation is never alive again: its tombstone is kept for at least an hour.
+lease, and a retired incarnation is never alive again: its tombstone is kept for at least an hour.
 
 **The clock.** `Beat` and `Claim` store when they last saw the store's clock. If it has since jumped, back or forward
 (or stood still, which looks the same), by more than lease/3, nothing is reaped until now + lease (the amnesty), and
 deadlines beyond now + lease are clamped to it. So an outage of the store, or a clock set wrong, takes no lease away
 before its holder had the time to beat again. The lease meant is that of the incarnation which beats (the first of a
-`Beat`
-that is not refused) or claims. A lease holds while now < its end.
+`Beat` that is not refused) or claims. A lease holds while now < its end.
 
 All times are in milliseconds; ``now`` in a reply is the store's wall clock.
 """
@@ -128,8 +124,7 @@ class Broker(Protocol):
     """Where jobs live. Implementations are safe to share between threads, and right in several loops and after a fork.
 
     Every method raises `BrokerUnavailable` within a bounded time when the store cannot be reached, and never an error
-    of
-    the library below.
+    of the library below.
     """
 
     @property
@@ -183,10 +178,9 @@ def connect(url: str) -> Broker:
     """Return the broker that a URL names; no connection is made yet.
 
     ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite://:memory:``;
-    ``redis://[user:password@]host:port/db``,
-    ``rediss://`` (TLS), ``valkey://``, ``valkeys://``, ``unix:///path.sock``. Options in the query: ``prefix`` (Redis;
-    the first part of every key, default ``spool``), ``synchronous`` (SQLite; FULL, the default, or NORMAL), and those
-    of the Redis library.
+    ``redis://[user:password@]host:port/db``, ``rediss://`` (TLS), ``valkey://``, ``valkeys://``, ``unix:///path.sock``.
+    Options in the query: ``prefix`` (Redis; the first part of every key, default ``spool``), ``synchronous`` (SQLite;
+    FULL, the default, or NORMAL), and those of the Redis library.
 
     Raises `ConfigError` for an unknown scheme or option.
 

@@ -7,7 +7,8 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-from spool.job import Snapshot, State
+from spool.errors import ConfigError
+from spool.job import LANES, PRIORITIES, Snapshot, State
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -26,8 +27,16 @@ class NewJob(msgspec.Struct, frozen=True, gc=False):
     delay: int = 0
     """Milliseconds from now by the store's clock; 0 is ready at once."""
     due: int = 0
-    """Or the wall-clock time; a past one is ready at once. 0 is none."""
+    """Or the wall-clock time, which counts if both are given; a past one is ready at once. 0 is none."""
     fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        # A place that no claim looks at would lose the job; here, since every producer comes through here.
+        if not 0 <= self.priority < len(PRIORITIES) or self.lane not in LANES:
+            raise ConfigError(
+                f"job {self.id}: priority {self.priority} and lane {self.lane} are not usable: "
+                f"0 to {len(PRIORITIES) - 1}, and one of {LANES}"
+            )
 
 
 class Enqueued(msgspec.Struct, frozen=True):
@@ -45,8 +54,7 @@ class Enqueue(Verb[Enqueued], frozen=True):
     of any state, dead included, or as the ending of one that is still remembered. Otherwise it is named in ``existing``
     (the fingerprints are equal; also when either is empty) or in ``conflicts``, and nothing about it changes. Jobs
     without a fingerprint carry fresh ids and are not looked up, unless ``resend`` says that this call was made before
-    and
-    its reply was lost: then those which are known are named in ``existing``. Repeats within one call: the first one
+    and its reply was lost: then those which are known are named in ``existing``. Repeats within one call: the first one
     counts.
 
     Raises `BrokerFull`, and then nothing was stored.
@@ -77,10 +85,9 @@ class Find(Verb[Found], frozen=True):
 
     Order: ready and suspect as they would be claimed; scheduled by due time; running by incarnation, then id; parked by
     task; dead, done and cancelled with the latest first. Jobs of done and cancelled come from the index of the most
-    recent
-    10,000 endings of the queue. A page reads at most 1,000 records, so it may hold fewer jobs than ``limit`` (even
-    none) with a cursor. While jobs move, one that stays put is listed exactly once; one that moves may be missed or
-    listed twice.
+    recent 10,000 endings of the queue. A page reads at most 1,000 records, so it may hold fewer jobs than ``limit``
+    (even none) with a cursor. While jobs move, one that stays put is listed exactly once; one that moves may be missed
+    or listed twice.
     """
 
     queue: str
@@ -155,11 +162,9 @@ class Orders(msgspec.Struct, frozen=True):
     """What the store tells one incarnation.
 
     ``lost``: it is retired or its tombstone stands; it must stop its jobs and come back as a new incarnation.
-    ``cancel``: ids of
-    running jobs that somebody wants cancelled; repeated until they are settled. ``held``: how many jobs the store
-    counts as its own. ``unknown``: of ``held_ids``, those which are not its own (any more). ``tasks``: the store does
-    not
-    know its task names.
+    ``cancel``: ids of running jobs that somebody wants cancelled; repeated until they are settled. ``held``: how many
+    jobs the store counts as its own. ``unknown``: of ``held_ids``, those which are not its own (any more). ``tasks``:
+    the store does not know its task names.
     """
 
     lost: bool = False
@@ -183,9 +188,8 @@ class Beat(Verb[Beaten], frozen=True):
     other. A retired incarnation gets ``lost`` and no lease.
 
     With ``held_ids`` the store hands back, uncounted and in its old place, every job of this incarnation that was
-    claimed
-    with a sequence number ≤ ``claim_seq`` and is not in the list: the worker has forgotten it. The hand-back is a line
-    "released" in the tally. ``unknown`` is the other side of it.
+    claimed with a sequence number ≤ ``claim_seq`` and is not in the list: the worker has forgotten it. The hand-back is
+    a line "released" in the tally. ``unknown`` is the other side of it.
     """
 
     queue: str
@@ -197,9 +201,8 @@ class Claimed(msgspec.Struct, frozen=True):
 
     ``jobs`` are (id, record) in the order in which they are to start; ``tallies`` holds the tally of each that has one.
     ``next_at`` is the store's time at which it is worth coming again: when jobs are left in a lane asked for, now, or
-    20 ms later
-    if the claim was cut to its share (for others to take theirs); otherwise the first due time or the end of the
-    first foreign lease, not before the end of an amnesty; None when there is neither.
+    20 ms later if the claim was cut to its share (for others to take theirs); otherwise the first due time or the end
+    of the first foreign lease, not before the end of an amnesty; None when there is neither.
     """
 
     now: int
@@ -213,21 +216,25 @@ class Claim(Verb[Claimed], frozen=True):
 
     In this order, each part bounded per call:
 
-    1. Refused with `LeaseLost` if the incarnation has no lease. 2. The clock (see the module); then refused likewise
-      if the lease ran out.
+    1. Refused with `LeaseLost` if the incarnation has no lease.
+    2. The clock (see `spool.broker`); then refused likewise if the lease ran out.
     3. A ``seq`` equal to the last one answers again with the jobs of that claim which are still unsettled, and does
-      nothing
-    else; a smaller one answers with no jobs. 4. Expired incarnations are reaped (as `Retire` with reason "lost"),
-    none during an
-    amnesty. 5. Due jobs join the tail of their priority, in due order. 6. Parked jobs whose task this incarnation
-    knows go back to
-    their old place. 7. Nothing is taken from a paused queue. 8. From each lane at most
-    max(1, ceil(ready in the lane / live incarnations of the queue)) are taken, best priority first and FIFO within
-    one: running under the fence
-    (incarnation, seq). A job whose task the incarnation does not know is parked instead, no attempt spent. A ready id
-    without a record is
-    dropped and counted in ``repairs``. A record whose task cannot be read is handed out like any other. A job with
-    a noted cancellation (see `Cancel`) is handed out like any other too, and the order repeated.
+      nothing else; a smaller one answers with no jobs. Seqs begin at 1.
+    4. Expired incarnations are reaped (as `Retire` with reason "lost"), none during an amnesty.
+    5. Due jobs join the tail of their priority, in due order.
+    6. Parked jobs whose task this incarnation knows go back to their old place.
+    7. Nothing is taken from a paused queue.
+    8. From each lane at most a fair share is taken, best priority first and FIFO within one: running under the fence
+      (incarnation, seq).
+
+    The share is max(1, ceil(ready in the lane / live)), where live counts the incarnations of the queue whose lease
+    holds; in the main lane, if that is more, ceil((ready in the lane + held by all live incarnations) / live) - held by
+    this one. (Redis leaves the second part out above 64 live incarnations, where counting would cost more than it evens
+    out.)
+
+    A job whose task the incarnation does not know is parked instead, no attempt spent. A ready id without a record is
+    dropped and counted in ``repairs``. A record whose task cannot be read is handed out like any other, and so is a job
+    with a noted cancellation (see `Cancel`), whose order is repeated.
 
     ``trial`` claims one job from the suspects, and nothing else.
 
@@ -299,12 +306,10 @@ class Settled(msgspec.Struct, frozen=True):
 class Settle(Verb[Settled], frozen=True):
     """Record how attempts ended, each checked against its fence: held by this incarnation, under this claim seq.
 
-    One settle of a worker and queue is in flight at a time. A ``seq`` equal to the last one gets the reply of that
-    one again
-    (``now`` may differ), and nothing changes or is counted; a smaller one is refused as a whole. An accepted ``Done``
-    or ``Cancelled`` is remembered for its
-    ttl, joins the index of recent endings and wakes those who wait for it. Works for an expired lease that nobody has
-    reaped, at maxmemory, and while paused.
+    One settle of a worker and queue is in flight at a time. A ``seq`` equal to the last one gets the reply of that one
+    again (``now`` may differ), and nothing changes or is counted; a smaller one is refused as a whole. An accepted
+    ``Done`` or ``Cancelled`` is remembered for its ttl, joins the index of recent endings and wakes those who wait for
+    it. Works for an expired lease that nobody has reaped, at maxmemory, and while paused.
 
     ``metrics`` is an opaque blob, appended to the queue's stream (`Watch`) unless the settle is a repeat.
     """
@@ -331,13 +336,11 @@ class Retire(Verb[Retired], frozen=True):
     """End an incarnation on this queue and hand back what the store says it holds, at most 500 jobs a call.
 
     From the first call on the incarnation is refused everywhere (a tombstone), known to the queue or not. Call again
-    while
-    ``remaining`` is not 0; if the caller dies, the next `Claim` goes on. The reason of the first call stays.
+    while ``remaining`` is not 0; if the caller dies, the next `Claim` goes on. The reason of the first call stays.
 
     * "stopped": each job is ready again in its old place; attempts + 1, nothing else is counted.
     * "crashed": also crashes + 1. At ``record.max_crashes`` the job is dead; else at 2 or more it is suspect, in its
-      old place among the suspects;
-      else it is ready in its old place.
+      old place among the suspects; else it is ready in its old place.
     * "lost" (the lease ran out): also losses + 1; ready in its old place.
 
     Each hand-back adds a line to the tally: the attempt with outcome = reason, worker = incarnation, its start and the
@@ -354,8 +357,7 @@ class QueueStats(msgspec.Struct, frozen=True):
     """Reply of `Stats`. The first part equals the sizes of the sets at that moment; ``totals`` are monotone.
 
     ``ready`` is by priority, both lanes together. ``totals`` has enqueued, done, cancelled, dead (jobs that died),
-    retried,
-    released, stopped, crashed, lost, replayed, deleted, pruned and repairs, where not 0.
+    retried, released, stopped, crashed, lost, replayed, deleted, pruned and repairs, where not 0.
     """
 
     now: int

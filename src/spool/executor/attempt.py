@@ -27,8 +27,8 @@ from spool.job import (
     Record,
     Tally,
     encode_ending,
+    extend_tally,
     read_tally,
-    write_tally,
 )
 from spool.report import Meter
 from spool.retry import RetryPolicy, decide, delay
@@ -239,14 +239,10 @@ def crashed(run: Run, detail: str) -> Retried | Died:
 
 
 def _add(run: Run, outcome: str, failure: Failure | None = None, *, failures: int = 0, crashes: int = 0) -> str:
-    tally, attempts = run.read_tally()
-    number = tally.attempts + 1
-    tally = msgspec.structs.replace(
-        tally, attempts=number, failures=tally.failures + failures, crashes=tally.crashes + crashes
-    )
     told = (failure.error_type, failure.message, failure.traceback) if failure else ()
-    attempts.append(Attempt(number, outcome, run.started, run.finished, run.recipe.worker, *told))
-    return write_tally(tally, attempts)
+    number = run.read_tally()[0].attempts + 1
+    attempt = Attempt(number, outcome, run.started, run.finished, run.recipe.worker, *told)
+    return extend_tally(run.tally, attempt, failures=failures, crashes=crashes)
 
 
 # Errors

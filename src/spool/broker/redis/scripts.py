@@ -49,7 +49,7 @@ from spool.broker import (
     Watch,
     Watched,
 )
-from spool.errors import StoreCorrupt
+from spool.errors import ConfigError, StoreCorrupt
 from spool.job import Snapshot, State, read_ending
 
 #: Most values in one group: a Lua stack has room for some 8,000 at once, three of which may belong to one job.
@@ -89,11 +89,13 @@ def _texts(items: Iterable[bytes]) -> list[str]:
 
 
 def _enqueue_args(verb: Enqueue) -> list[Any]:
-    args: list[Any] = ["1" if verb.resend else ""]
+    # A repeat within one call has to be found as one, which is what the script does for a call sent again.
+    doubled = len({job.id for job in verb.jobs}) < len(verb.jobs)
+    args: list[Any] = ["1" if verb.resend or doubled else ""]
     shape: tuple[Any, ...] | None = None
     size_at = 0
     for job in verb.jobs:
-        kind, due = ("d", job.delay) if job.delay else ("a", job.due) if job.due else ("", 0)
+        kind, due = ("a", job.due) if job.due else ("d", job.delay) if job.delay else ("", 0)
         checked = "1" if job.fingerprint else ""
         new = (job.lane, job.priority, kind, due, checked)
         if new != shape or args[size_at] == GROUP:
@@ -115,7 +117,7 @@ def _plain_enqueue_args(jobs: Sequence[NewJob], first: NewJob) -> list[Any] | No
         if job.fingerprint or job.delay or job.due or job.priority != first.priority or job.lane != first.lane:
             return None
         args += (job.id, job.record)
-    return args
+    return args if len(set(args[7::2])) == len(jobs) else None
 
 
 def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
@@ -243,7 +245,27 @@ def _get(verb: Get) -> tuple[str, list[Any], Callable[[Any], Any]]:
     return "get", [verb.id], parse
 
 
+#: What a cursor looks like, per state; the script must not be given anything else.
+_PLACE, _TIME, _NAMES, _ENTRY = r"\d+", r"\d+ [^ ]+", r"[^ ]+ [^ ]+", r"\d+-\d+ \d+"
+_CURSORS: Final = {
+    State.READY: _PLACE,
+    State.SUSPECT: _PLACE,
+    State.SCHEDULED: _TIME,
+    State.DEAD: _TIME,
+    State.RUNNING: _NAMES,
+    State.PARKED: r"[^ ]+ -?\d+",
+    State.DONE: _ENTRY,
+    State.CANCELLED: _ENTRY,
+}
+
+
+def _check_cursor(cursor: str, pattern: str, what: str) -> None:
+    if cursor and not re.fullmatch(pattern, cursor):
+        raise ConfigError(f"{cursor!r} is not a cursor of {what}")
+
+
 def _find(verb: Find) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    _check_cursor(verb.cursor, _CURSORS[verb.state], f"{verb.state} jobs")
     first, _, second = verb.cursor.partition(" ")
 
     def parse(reply: Any) -> Found:
@@ -282,6 +304,8 @@ def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 
 def _watch(verb: Watch) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    _check_cursor(verb.cursor, r"\d+-\d+", "Watch")
+
     def parse(reply: Any) -> Watched:
         return Watched(reply[0], list(zip(_texts(reply[1::2]), reply[2::2], strict=True)))
 

@@ -11,7 +11,7 @@ local refused, accepted = {}, 0
 if alive then
   local before = redis.call('HMGET', row, 'settle', 'reply')
   local last = tonumber(before[1] or 0)
-  if seq == last then return cmsgpack.unpack(before[2]) end
+  if seq == last and before[2] then return cmsgpack.unpack(before[2]) end
   alive = seq > last
 end
 local tallied = redis.call('EXISTS', P .. 'tally') == 1

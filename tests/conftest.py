@@ -4,6 +4,7 @@ import hypothesis
 import pytest
 import redis
 
+from tests.audit import audit
 from tests.redis_server import RedisServer
 
 # How long one example takes says more of the machine than of the code.
@@ -19,8 +20,10 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
-    """Give a URL on the session's server, its database empty."""
+def redis_url(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[str]:
+    """Give a URL on the session's server, its database empty; what a test leaves in it has to add up."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushdb()
-    return redis_server.url
+        yield redis_server.url
+        if request.node.get_closest_marker("damages_store") is None:
+            audit(client)

@@ -58,7 +58,7 @@ from spool.broker import (
 )
 from spool.errors import LeaseLost, SpoolError, VersionConflict
 from spool.job import Snapshot, State, read_ending, read_tally
-from tests.contract.audit import audit
+from tests.audit import audit
 from tests.contract.driver import CORRUPT, LEASE, ending, job, tally
 from tests.model import ModelBroker
 from tests.model_state import Clock

@@ -7,7 +7,6 @@ import pytest
 import redis
 
 from spool.broker import Broker
-from tests.contract.audit import audit
 from tests.contract.driver import Driver
 from tests.model import ModelBroker
 from tests.model_state import Clock
@@ -24,10 +23,6 @@ class Store(Protocol):
         """Take the record of a ready job away; returns False where a job is one row and this can't happen."""
         ...
 
-    def check(self) -> None:
-        """Look for what no test may leave behind."""
-        ...
-
 
 class ModelStore:
     def __init__(self, clock: Clock) -> None:
@@ -36,9 +31,6 @@ class ModelStore:
     def lose_record(self, queue: str, id: str) -> bool:
         self.broker.queue(queue).entries[id].dangling = True
         return True
-
-    def check(self) -> None:
-        pass
 
 
 class SqliteStore:
@@ -50,27 +42,18 @@ class SqliteStore:
     def lose_record(self, queue: str, id: str) -> bool:  # noqa: ARG002 - nothing to do
         return False
 
-    def check(self) -> None:
-        pass
-
 
 class RedisStore:
     def __init__(self, url: str, clock: Clock) -> None:
         from spool.broker.redis import RedisBroker
 
         self.broker = RedisBroker(url, clock=clock)
-        self._url, self._damaged = url, False
+        self._url = url
 
     def lose_record(self, queue: str, id: str) -> bool:
-        self._damaged = True
         with redis.Redis.from_url(self._url) as client:
             assert client.hdel(f"spool:{{{queue}}}:jobs", id) == 1
         return True
-
-    def check(self) -> None:
-        if not self._damaged:
-            with redis.Redis.from_url(self._url) as client:
-                audit(client)
 
 
 @pytest.fixture
@@ -91,7 +74,6 @@ def store(request, clock, tmp_path) -> Iterator[Store]:
             store = RedisStore(request.getfixturevalue("redis_url"), clock)
     yield store
     store.broker.close()
-    store.check()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What `Claim` does on the way: due jobs, parked jobs, damage, and when to come again."""
 
+import pytest
+
 from spool.broker import Cancel, Delete, Pause
 from spool.job import State
 from tests.contract.driver import LEASE, job, jobs
@@ -193,6 +195,7 @@ def test_a_suspect_that_was_parked_is_still_a_suspect(q):
     assert q.take("w", trial=True) == ["s"]
 
 
+@pytest.mark.damages_store
 def test_a_ready_id_without_a_record_is_dropped_and_counted(q, store):
     q.beat("w")
     q.enqueue("a", "b", "c")
@@ -204,6 +207,7 @@ def test_a_ready_id_without_a_record_is_dropped_and_counted(q, store):
         assert q.take("w") == []
 
 
+@pytest.mark.damages_store
 def test_a_dropped_id_takes_no_slot(q, store):
     q.beat("w")
     q.enqueue("a", "b", "c")

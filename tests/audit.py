@@ -19,19 +19,18 @@ def audit(client: redis.Redis) -> None:
     for key, ttl in keys.items():
         if ttl == -2:  # expired while we looked
             continue
-        match = re.fullmatch(r"spool:\{([^{}]+)\}:(.+)", key)
+        match = re.fullmatch(r"([^{}:]+:\{([^{}]+)\}:)(.+)", key)
         assert match, f"the key {key} belongs to nobody"
-        queue, name = match.groups()
+        prefix, queue, name = match.groups()
         if queue == "spool" and SHARED.fullmatch(name):
             continue
         if EXPIRING.fullmatch(name):
             assert ttl >= 0, f"the key {key} never expires"
-            queues.add(queue)
         else:
             assert BOUNDED.fullmatch(name), f"the key {key} is not documented"
-            queues.add(queue)
-    for queue in queues:
-        _audit_queue(client, f"spool:{{{queue}}}:", set(keys))
+        queues.add(prefix)
+    for prefix in queues:
+        _audit_queue(client, prefix, set(keys))
 
 
 def _audit_queue(client: redis.Redis, prefix: str, keys: set[str]) -> None:

@@ -409,6 +409,50 @@ async def test_what_was_not_answered_is_asked_again_until_it_is(app, wire, kind,
         assert [verb.seq for verb in asked if verb.seq > 1][:2] == [2, 3][: len(asked) - 4]
 
 
+async def test_jobs_that_cannot_be_settled_do_not_pile_up_without_end(app, wire, monkeypatch):
+    monkeypatch.setattr("spool.worker.life.MAX_UNSETTLED", 50)
+    ran = 0
+
+    @app.task
+    async def work() -> None:
+        nonlocal ran
+        ran += 1
+
+    await app.aenqueue_many(work.call() for _ in range(500))
+
+    def lose(verb: Any) -> None:
+        if isinstance(verb, Settle):
+            raise BrokerUnavailable("cut")
+
+    wire.before = lose
+    async with running(app, concurrency=20):
+        await aeventually(lambda: len(wire.all(Settle)) >= 3)
+        assert 50 <= ran <= 100
+        wire.before = lambda _: None
+        await done(app, 500)
+
+
+async def test_a_queue_that_does_not_answer_does_not_hold_up_another(app, wire):
+    @app.task
+    async def work() -> int:
+        return 1
+
+    gate = asyncio.Event()
+    inner = wire.acall
+
+    async def hang(verb: Any) -> Any:
+        if isinstance(verb, Claim) and verb.queue == "b":
+            await gate.wait()
+        return await inner(verb)
+
+    wire.acall = hang
+    async with running(app, "a", "b"):
+        for _ in range(3):
+            assert await (await work.options(queue="a").aenqueue()).aresult(5) == 1
+        gate.set()
+        assert await (await work.options(queue="b").aenqueue()).aresult(5) == 1
+
+
 async def test_running_jobs_go_on_through_an_outage_and_are_settled_after_it(app, wire):
     gate = asyncio.Event()
 

@@ -28,6 +28,11 @@ R = TypeVar("R")
 logger = logging.getLogger("spool.worker")
 
 MAX_CLAIM: Final = 200
+CLAIM_BYTES: Final = 64 * 1024
+"""What the reply to a claim should not exceed: Redis sends so much, and carries out other commands before the rest.
+
+Measured with records of 1.1 KiB: claims of 200 drained at 60,000 jobs/s, claims of 55 at 90,000.
+"""
 MAX_SETTLE: Final = 500
 COMPANY: Final = 0.001
 """Seconds that a settle waits for company after the one before it, while jobs run that may end in that time."""
@@ -75,7 +80,8 @@ class Life:
         self._changed = asyncio.Event()
         self._closing = False
         self._outage = False
-        self._waiter: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Task[Any] | None = None
+        self._nudged = False
         self._loops: set[asyncio.Task[None]] = set()
         self._heart = Heart(self._broker, self, worker.lease, self._loop.call_soon_threadsafe)
 
@@ -258,6 +264,8 @@ class Life:
             elif claims:
                 # One queue's store may be slow to answer; the others do not wait for it.
                 await asyncio.wait([self._spawn(claim) for claim in claims], timeout=1.0)
+            else:  # none is to be asked now: they have yet to answer, or to take what has ended
+                await asyncio.sleep(COMPANY)
             if not any(line.hot for line in self.lines):
                 await self._wait_for_work()
 
@@ -298,6 +306,7 @@ class Life:
     def _start(self, line: Line, reply: Claimed, offset: int) -> list[Run]:
         start, tallies, fence = self._intakes[line.name].start, reply.tallies, line.claim_seq
         runs = [start(id, fence, body, tallies.get(id, "") if tallies else "", offset) for id, body in reply.jobs]
+        line.record_size = max(256, sum([len(body) for _, body in reply.jobs]) // len(runs))
         line.held.update(runs)
         line.running += len(runs)
         if self._ending:  # claimed while we were told to stop: back they go, without having begun
@@ -311,26 +320,30 @@ class Life:
         timeout = random.uniform(0.5, 1.0)  # noqa: S311 - jitter, so that idle workers do not come in step
         if due is not None:
             timeout = min(timeout, max(0.005, (due - time.monotonic_ns() // 1_000_000) / 1000))
-        self._waiter = waiter = self._loop.create_task(self._broker.await_work(self._worker.queues, timeout))
-        if self._slots.lack:  # there may be work which we could not take: it is no news to the store
-            freed = self._loop.create_task(self._slots.change())
-            await asyncio.wait([waiter, freed], return_when=asyncio.FIRST_COMPLETED)
-            freed.cancel()
-            waiter.cancel()
-        await asyncio.wait([waiter])
-        self._waiter = None
-        for line in self.lines:
-            line.hot = True
-        error = None if waiter.cancelled() else waiter.exception()
-        if isinstance(error, BrokerError):
+        # With no slots left of one kind there may be work which we could not take: that is no news to the store.
+        freed = self._slots.freed() if self._slots.lack else None
+        if freed is not None:
+            freed.add_done_callback(lambda _: self._nudge())
+        self._waiter = asyncio.current_task()
+        try:
+            await self._broker.await_work(self._worker.queues, timeout)
+        except asyncio.CancelledError:
+            if not self._nudged or self._waiter is None or self._waiter.uncancel():
+                raise
+        except BrokerError as error:
             self._note_outage(error)
             await self._pause(1)
-        elif error is not None:
-            raise error
+        finally:
+            self._waiter, self._nudged = None, False
+            if freed is not None:
+                freed.cancel()
+        for line in self.lines:
+            line.hot = True
 
     def _nudge(self) -> None:
-        """Wait for work no longer: there may be some."""
-        if self._waiter is not None:
+        """Wait for work no longer: there may be some. The one place where a loop is cancelled: it asks for a hint."""
+        if self._waiter is not None and not self._nudged:
+            self._nudged = True
             self._waiter.cancel()
 
     # Settles
@@ -413,7 +426,10 @@ class Life:
 
 
 def _shares(lines: Sequence[Line], slots: Slots) -> list[tuple[Line, int, int]]:
-    """Share the free slots: one for a look at a queue that had nothing, the rest evenly among those that have work."""
+    """Share the free slots: one for a look at a queue that had nothing, the rest evenly among those that have work.
+
+    One claim takes no more than half of all slots: so there is one under way while the jobs of the one before run.
+    """
     cold = [line for line in lines if not line.hot]
     hot = [line for line in lines if line.hot]
     shares: list[tuple[Line, int, int]] = []
@@ -421,7 +437,8 @@ def _shares(lines: Sequence[Line], slots: Slots) -> list[tuple[Line, int, int]]:
     for index, line in enumerate([*cold, *hot]):
         left = 1 if index < len(cold) else len(lines) - index
         wanted = (1, 1) if index < len(cold) else (-(-main // left), -(-pool // left))
-        part = min(wanted[0], main, MAX_CLAIM), min(wanted[1], pool, MAX_CLAIM)
+        most = max(1, min(slots.half, MAX_CLAIM, CLAIM_BYTES // line.record_size))
+        part = min(wanted[0], main, most), min(wanted[1], pool, most)
         if part != (0, 0):
             main, pool = main - part[0], pool - part[1]
             shares.append((line, *part))

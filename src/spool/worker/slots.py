@@ -51,22 +51,21 @@ class Slots:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def change(self, needed: int = 1, timeout: float | None = None) -> None:
-        """Return when ``needed`` of main are free, or one more of the pool, or woken, or after ``timeout`` seconds."""
+    def freed(self, needed: int = 1) -> asyncio.Future[None]:
+        """Return what is done when ``needed`` of main are free, or one more of the pool, or when woken."""
         self._needed = min(needed, self._needed) if self._waiters else needed
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
-        timer = self._loop.call_later(timeout, self.wake) if timeout is not None else None
-        await waiter
-        if timer is not None:
-            timer.cancel()
+        return waiter
 
     async def enough(self) -> None:
         """Return when half of the slots are free, or `LINGER` after the first, or when woken: it is worth a claim."""
         if not self.main and not self.pool:
-            await self.change()
+            await self.freed()
         if self.main < self.half and not self.pool * 2 >= self.pool_size > 0:
-            await self.change(self.half, LINGER)
+            timer = self._loop.call_later(LINGER, self.wake)
+            await self.freed(self.half)
+            timer.cancel()
 
 
 class Line:
@@ -91,6 +90,7 @@ class Line:
         "name",
         "next_at",
         "probed",
+        "record_size",
         "report",
         "reported",
         "running",
@@ -109,6 +109,8 @@ class Line:
         self.claiming = False
         self.hot = True
         self.next_at: int | None = None
+        self.record_size = 1024
+        """Bytes, as far as the last claim shows."""
         self.probed = 0.0
         # Settles
         self.settle_seq = 0

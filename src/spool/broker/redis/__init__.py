@@ -98,7 +98,7 @@ class RedisBroker:
     def _configured(self) -> Generator[None]:
         try:
             yield
-        except (ValueError, TypeError, redis.exceptions.RedisError) as error:
+        except (ValueError, TypeError, OSError, redis.exceptions.RedisError) as error:
             raise ConfigError(f"cannot use the broker URL {self.url}: {error}") from error
 
     def _here(self) -> _Loop:

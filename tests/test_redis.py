@@ -409,7 +409,7 @@ class TestKeys:
                     assert f":{{{tag}}}:" in key, entry["command"]
                     touched.add(key.partition("}:")[2].split(":")[0])
         assert touched >= {"jobs", "ready", "scheduled", "dead", "parked", "run", "leases", "retiring", "gone", "wake"}
-        assert touched >= {"tally", "cancel", "meta", "totals", "end", "recent", "metrics", "tasks", "inc", "doc"}
+        assert touched >= {"tally", "cancel", "meta", "totals", "ends", "recent", "metrics", "tasks", "inc", "doc"}
 
     def test_a_queue_at_rest_leaves_only_bounded_keys(self, broker, client):
         start_worker(broker)
@@ -417,7 +417,7 @@ class TestKeys:
         finish(broker)
         broker.call(Retire("q", "w"))
         left = {key.decode().partition("}:")[2] for key in client.keys("spool:*") if client.ttl(key) == -1}
-        assert left == {"meta", "totals", "gone", "layout", "queues"}
+        assert left == {"meta", "totals", "gone", "ends", "layout", "queues"}
 
     def test_the_index_of_endings_is_bounded(self, broker, client):
         start_worker(broker)

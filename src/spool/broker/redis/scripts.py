@@ -196,10 +196,16 @@ def _settle_args(verb: Settle) -> list[Any]:
         group += (one.id, value)
     args: list[Any] = [verb.incarnation, verb.seq, verb.metrics]
     for shape, items in groups.items():
-        for start in range(0, len(items), 2 * GROUP):
-            part = items[start : start + 2 * GROUP]
+        for part in _parts(items):
             args += (*shape, len(part) // 2, *part)
     return args
+
+
+def _parts(items: list[Any]) -> Iterable[list[Any]]:
+    """Cut a group to what a script can take; an id that comes twice is cut off, so that it finds itself settled."""
+    seen: set[Any] = set(items[::2])
+    step = 2 * GROUP if 2 * len(seen) == len(items) else 2
+    return (items[start : start + step] for start in range(0, len(items), step))
 
 
 def _settle(verb: Settle) -> tuple[str, list[Any], Callable[[Any], Any]]:

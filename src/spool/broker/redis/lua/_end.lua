@@ -1,9 +1,5 @@
 -- What happens around the end of jobs: waiters are told, the index of recent endings grows.
 
-local function keep(id, ending, ttl)
-  if tonumber(ttl) > 0 then redis.call('SET', P .. 'end:' .. id, ending, 'PX', ttl) end
-end
-
 local function tell(ids, endings)
   if redis.call('EXISTS', P .. 'waiters') == 0 then return end
   local channels = redis.call('HMGET', P .. 'waiters', unpack(ids))

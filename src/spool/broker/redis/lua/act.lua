@@ -1,10 +1,10 @@
--- include: _keys, _tally, _end, _find
+-- include: _keys, _tally, _endings, _end, _find
 -- ARGV: now, action (cancel, replay, delete, pause, resume), reason, ttl, ids... Returns {now, changed...}.
 local action, reason, ttl = ARGV[2], ARGV[3], ARGV[4]
 local reply, cancelled, replayed = {now}, {}, {}
 
 -- An encoded Ending of a job that never ends by a worker's hand.
-local function ending_of(id, body)
+local function cancelled_ending(id, body)
   local record, tally = fields_of(body), redis.call('HGET', P .. 'tally', id) or ''
   local parts = {string.char(0x9d)}
   for _, value in ipairs({1, 'cancelled', record[2], record[6], record[7], 0, now, read_tally(tally)[2]}) do
@@ -26,8 +26,8 @@ local act = {}
 function act.cancel(id, body)
   if not body then return false end
   if unqueue(id, body) then
-    local ending = ending_of(id, body)
-    keep(id, ending, ttl)
+    local ending = cancelled_ending(id, body)
+    keep({id}, {ending}, tonumber(ttl))
     forget(id)
     cancelled[#cancelled + 1] = id
     tell({id}, {ending})
@@ -48,7 +48,7 @@ function act.replay(id, body)
 end
 
 function act.delete(id, body)
-  if not body then return redis.call('DEL', P .. 'end:' .. id) == 1 end
+  if not body then return drop_ending(id) end
   if redis.call('ZREM', P .. 'dead', id) == 0 and not unqueue(id, body) then return false end
   forget(id)
   tell({id})

@@ -1,4 +1,4 @@
--- include: _keys, _tally, _end, _lease
+-- include: _keys, _tally, _endings, _end, _lease
 -- ARGV: now, incarnation, seq, main slots, process slots, trial ("1" or "").
 -- Returns {now, next_at or "", {ids}, {records}, {id, tally, ...}}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
@@ -92,12 +92,14 @@ local function unpark()
 end
 
 reap()
+sweep_endings()
 promote()
 unpark()
 
 local paused = redis.call('HGET', P .. 'meta', 'paused')
 local live = redis.call('ZCOUNT', P .. 'leases', '(' .. now, '+inf')
-local knows, repairs, limited = {}, 0, false
+local knows, repairs, limited, taken = {}, 0, false, 0
+local head = nil -- how records of the last task begin: most jobs of a claim are of one task
 
 -- A fair part of what is ready: an even split of it, or what is missing to an even split of all that is ready or runs.
 local function share(ready, lane)
@@ -112,32 +114,48 @@ local function share(ready, lane)
   return part
 end
 
+-- Whether a job is to be handed out; if not, it is parked or dropped.
+local function wanted(id, body, lane, place)
+  if not body then
+    repairs = repairs + 1
+    return false
+  end
+  local task, at = task_of(body)
+  if not task then return true end
+  if knows[task] == nil then knows[task] = call('SISMEMBER', tasks, task) == 1 end
+  if knows[task] then
+    head = string.sub(body, 1, at)
+    return true
+  end
+  call('SADD', P .. 'parked', task)
+  call('ZADD', P .. 'parked:' .. task, lane == 2 and -tonumber(place) or place, id)
+  return false
+end
+
 local function take(lane, most)
-  local entry, held, parked = seq .. ':' .. lane .. ':' .. now .. ':', {}, 0
-  while most > 0 and parked < 1000 do
-    local flat = redis.call('ZPOPMIN', LANES[lane], most)
-    if #flat == 0 then break end
+  local entry, held, size, seen = seq .. ':' .. lane .. ':' .. now .. ':', {}, 0, 0
+  while most > 0 and seen < 1000 do
+    local flat = call('ZPOPMIN', LANES[lane], most)
+    local n = #flat / 2
+    if n == 0 then break end
     local popped = {}
-    for i = 1, #flat, 2 do popped[#popped + 1] = flat[i] end
-    local found = redis.call('HMGET', P .. 'jobs', unpack(popped))
-    for i = 1, #popped do
+    for i = 1, n do popped[i] = flat[2 * i - 1] end
+    local found = call('HMGET', P .. 'jobs', unpack(popped))
+    for i = 1, n do
       local id, body = popped[i], found[i]
-      local task = body and task_of(body)
-      if task and knows[task] == nil then knows[task] = redis.call('SISMEMBER', tasks, task) == 1 end
-      if not body then
-        repairs = repairs + 1
-      elseif task and not knows[task] then
-        redis.call('SADD', P .. 'parked', task)
-        redis.call('ZADD', P .. 'parked:' .. task, lane == 2 and -tonumber(flat[2 * i]) or flat[2 * i], id)
-        parked = parked + 1
-      else
-        ids[#ids + 1], bodies[#bodies + 1] = id, body
-        held[#held + 1], held[#held + 2] = id, entry .. flat[2 * i]
+      if (body and head and find(body, head, 1, true) == 1) or wanted(id, body, lane, flat[2 * i]) then
+        taken = taken + 1
+        ids[taken] = id
+        bodies[taken] = body
+        held[size + 1] = id
+        held[size + 2] = entry .. flat[2 * i]
+        size = size + 2
         most = most - 1
       end
     end
+    seen = seen + n
   end
-  if #held > 0 then redis.call('HSET', run, unpack(held)) end
+  if size > 0 then call('HSET', run, unpack(held)) end
 end
 
 local function left(lane, slots)

@@ -1,4 +1,4 @@
--- include: _keys, _find
+-- include: _keys, _endings, _find
 -- ARGV: now, state, limit, cursor parts (two, maybe empty). Returns {now, cursor, snapshots...}.
 local state, limit, c1, c2 = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local reply, cursor = {now, ''}, ''
@@ -96,7 +96,7 @@ local function recent(kind)
         if string.sub(line, 1, 1) == kind then
           read = read + 1
           local id = string.sub(line, 2)
-          local ending = redis.call('GET', P .. 'end:' .. id)
+          local ending = ending_of(id)
           local current = ending and (state_of(ending) or state) == state and not listed[id]
           if current and redis.call('HEXISTS', P .. 'jobs', id) == 0 then
             listed[id] = true

@@ -1,6 +1,6 @@
--- include: _keys, _end
+-- include: _keys, _endings, _end
 -- ARGV: now, incarnation, seq, metrics blob, then groups: kind (D done, C cancelled, R retried, L released, X died),
--- fence, ttl or delay, n, then n times id and ending (D, C) or tally (R, L, X).
+-- fence, ttl or delay, n, then n times id and ending (D, C) or tally (R, L, X). No id comes twice in one group.
 -- Returns {now, accepted, refused...}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 
@@ -18,7 +18,7 @@ local tallied = redis.call('EXISTS', P .. 'tally') == 1
 local wished = redis.call('EXISTS', P .. 'cancel') == 1
 
 local function finish(ids, endings, kind, ttl)
-  for i, id in ipairs(ids) do keep(id, endings[i], ttl) end
+  keep(ids, endings, ttl)
   redis.call('HDEL', P .. 'jobs', unpack(ids))
   if tallied then redis.call('HDEL', P .. 'tally', unpack(ids)) end
   if wished then redis.call('HDEL', P .. 'cancel', unpack(ids)) end
@@ -41,8 +41,14 @@ local function prune_dead()
   count('pruned', #old)
 end
 
-local function die(ids, pairs_)
-  redis.call('HSET', P .. 'tally', unpack(pairs_))
+local function retell(ids, tallies)
+  local pairs_ = {}
+  for i, id in ipairs(ids) do pairs_[2 * i - 1], pairs_[2 * i] = id, tallies[i] end
+  call('HSET', P .. 'tally', unpack(pairs_))
+end
+
+local function die(ids, tallies)
+  retell(ids, tallies)
   local scored = {}
   for i, id in ipairs(ids) do scored[2 * i - 1], scored[2 * i] = now, id end
   redis.call('ZADD', P .. 'dead', unpack(scored))
@@ -52,8 +58,8 @@ local function die(ids, pairs_)
   prune_dead()
 end
 
-local function schedule(ids, pairs_, kind, delay, entries)
-  redis.call('HSET', P .. 'tally', unpack(pairs_))
+local function schedule(ids, tallies, kind, delay, entries)
+  retell(ids, tallies)
   for i, id in ipairs(ids) do
     if kind == 'L' and delay == 0 then
       local lane, place = string.match(entries[i], '^%d+:(%d):%d+:(.+)$')
@@ -66,30 +72,31 @@ local function schedule(ids, pairs_, kind, delay, entries)
   wake(8)
 end
 
-while at <= #ARGV do
-  local kind, fence, param, n = ARGV[at], ARGV[at + 1] .. ':', tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local names, ids, values, flat, entries = {}, {}, {}, {}, {}
+local args, size = ARGV, #ARGV
+while at <= size do
+  local kind, fence, param, n = args[at], args[at + 1] .. ':', tonumber(args[at + 2]), tonumber(args[at + 3])
+  local names, ids, values, entries, k = {}, {}, {}, {}, 0
   at = at + 4
-  for i = 1, n do names[i] = ARGV[at + 2 * i - 2] end
-  local held = alive and redis.call('HMGET', run, unpack(names)) or {}
-  local seen = {}
+  for i = 1, n do names[i] = args[at + 2 * i - 2] end
+  local held = alive and call('HMGET', run, unpack(names)) or {}
   for i = 1, n do
-    local id, entry = names[i], held[i]
-    if entry and not seen[id] and string.find(entry, fence, 1, true) == 1 then
-      local value, k = ARGV[at + 2 * i - 1], #ids + 1
-      ids[k], values[k], entries[k], seen[id] = id, value, entry, true
-      flat[2 * k - 1], flat[2 * k] = id, value
+    local entry = held[i]
+    if entry and find(entry, fence, 1, true) == 1 then
+      k = k + 1
+      ids[k] = names[i]
+      values[k] = args[at + 2 * i - 1]
+      entries[k] = entry
     else
-      refused[#refused + 1] = id
+      refused[#refused + 1] = names[i]
     end
   end
   at = at + 2 * n
-  if #ids > 0 then
-    redis.call('HDEL', run, unpack(ids))
+  if k > 0 then
+    call('HDEL', run, unpack(ids))
     if kind == 'D' or kind == 'C' then finish(ids, values, kind, param)
-    elseif kind == 'X' then die(ids, flat)
-    else schedule(ids, flat, kind, param, entries) end
-    accepted = accepted + #ids
+    elseif kind == 'X' then die(ids, values)
+    else schedule(ids, values, kind, param, entries) end
+    accepted = accepted + k
   end
 end
 

@@ -6,9 +6,9 @@ from collections import Counter
 import redis
 
 # From the header of _keys.lua: the keys with a TTL, and those which live as long as what they hold.
-EXPIRING = re.compile(r"tasks:\w+|ends:\d+|recent|metrics|wake|waiters")
+EXPIRING = re.compile(r"tasks:\w+|ends:\d+|recent|metrics|waiters")
 BOUNDED = re.compile(
-    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|run:.+|leases|inc:.+|retiring|gone|cancel|meta|totals|ends"
+    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|run:.+|leases|inc:.+|retiring|gone|cancel|meta|totals|ends|wake"
 )
 SHARED = re.compile(r"layout|queues|docx?:.+")
 

@@ -417,7 +417,7 @@ class TestKeys:
         finish(broker)
         broker.call(Retire("q", "w"))
         left = {key.decode().partition("}:")[2] for key in client.keys("spool:*") if client.ttl(key) == -1}
-        assert left == {"meta", "totals", "gone", "ends", "layout", "queues"}
+        assert left == {"meta", "totals", "gone", "ends", "wake", "layout", "queues"}
 
     def test_the_index_of_endings_is_bounded(self, broker, client):
         start_worker(broker)

@@ -23,7 +23,7 @@
 -- P..ends:<time>   hash    id -> ending                     TTL; they go at that time
 -- P..recent        stream  n, ids ("D<id>\nC<id>...")       about 10,000 ids, TTL
 -- P..metrics       stream  blob                             capped, TTL
--- P..wake          list    tokens; hints                    capped, TTL
+-- P..wake          list    tokens; hints                    capped at 8
 -- P..waiters       hash    id -> channels, space separated  TTL
 --
 -- Across queues, under <prefix>:{spool}: and read by no script of a queue:
@@ -111,11 +111,7 @@ local function count(name, n)
 end
 
 local function wake(most)
-  local key = P .. 'wake'
-  if redis.call('LLEN', key) < most then
-    redis.call('RPUSH', key, '1')
-    redis.call('PEXPIRE', key, 60000)
-  end
+  if call('RPUSH', P .. 'wake', '1') > most then call('LPOP', P .. 'wake') end
 end
 
 -- Joins the tail of its priority: pairs {lane, priority, id}, in order.

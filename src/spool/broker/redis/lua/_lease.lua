@@ -1,17 +1,18 @@
 -- The clock, leases, and handing back what an incarnation held.
 
 -- Notes that the clock was seen; grants an amnesty when it jumped, or stood still, for more than lease/3.
--- Returns the time until which nothing is reaped.
+-- Returns the time until which nothing is reaped, and whether the queue is paused.
 local function tick(lease)
-  local meta = redis.call('HMGET', P .. 'meta', 'seen', 'amnesty')
+  local meta = call('HMGET', P .. 'meta', 'seen', 'amnesty', 'paused')
   local seen, amnesty = tonumber(meta[1]), tonumber(meta[2]) or 0
   if seen and math.abs(now - seen) > lease / 3 then
     amnesty = now + lease
-    local far = redis.call('ZRANGEBYSCORE', P .. 'leases', '(' .. amnesty, '+inf')
-    for _, inc in ipairs(far) do redis.call('ZADD', P .. 'leases', amnesty, inc) end
+    call('HSET', P .. 'meta', 'amnesty', amnesty)
+    local far = call('ZRANGEBYSCORE', P .. 'leases', '(' .. amnesty, '+inf')
+    for _, inc in ipairs(far) do call('ZADD', P .. 'leases', amnesty, inc) end
   end
-  redis.call('HSET', P .. 'meta', 'seen', now, 'amnesty', amnesty)
-  return amnesty
+  call('HSET', P .. 'meta', 'seen', now)
+  return amnesty, meta[3]
 end
 
 -- From here on the incarnation is refused everywhere; its jobs are still to be handed back.

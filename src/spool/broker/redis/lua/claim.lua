@@ -8,14 +8,14 @@ local row, run = P .. 'inc:' .. inc, P .. 'run:' .. inc
 local ends = tonumber(redis.call('ZSCORE', P .. 'leases', inc) or nil)
 if not ends then return redis.error_reply('LEASELOST incarnation ' .. inc .. ' holds no lease') end
 local state = redis.call('HMGET', row, 'claim', 'lease', 'tasks')
-local amnesty = tick(tonumber(state[2]))
-ends = tonumber(redis.call('ZSCORE', P .. 'leases', inc))
+local amnesty, paused = tick(tonumber(state[2]))
+-- An amnesty may have cut the lease, but to a time that is yet to come.
 if ends <= now then return redis.error_reply('LEASELOST the lease of incarnation ' .. inc .. ' ran out') end
 
-local ids, bodies, tallies = {}, {}, {}
+local ids, bodies, tallies, rare = {}, {}, {}, true
 
 local function answer(next_at)
-  if #ids > 0 and redis.call('EXISTS', P .. 'tally') == 1 then
+  if rare and #ids > 0 and redis.call('EXISTS', P .. 'tally') == 1 then
     for i, tally in ipairs(redis.call('HMGET', P .. 'tally', unpack(ids))) do
       if tally then
         tallies[#tallies + 1] = ids[i]
@@ -48,7 +48,6 @@ local function reap()
       bury(expired, 'lost', '')
     end
   end
-  if redis.call('EXISTS', P .. 'retiring') == 0 then return end
   local budget = 500
   for _, retired in ipairs(redis.call('HKEYS', P .. 'retiring')) do
     if budget > 0 then budget = budget - retire_some(retired, budget) end
@@ -75,7 +74,6 @@ end
 local tasks = P .. 'tasks:' .. (state[3] or '')
 
 local function unpark()
-  if redis.call('EXISTS', P .. 'parked') == 0 then return end
   local budget = 500
   for _, task in ipairs(redis.call('SINTER', P .. 'parked', tasks)) do
     local key = P .. 'parked:' .. task
@@ -91,13 +89,31 @@ local function unpark()
   end
 end
 
-reap()
-sweep_endings()
-promote()
-unpark()
+-- Most claims have nothing to keep in order, and find that out with a look at what comes first.
+local function first_leases()
+  return call('ZRANGE', P .. 'leases', 0, 1, 'WITHSCORES')
+end
 
-local paused = redis.call('HGET', P .. 'meta', 'paused')
-local live = redis.call('ZCOUNT', P .. 'leases', '(' .. now, '+inf')
+local function first_due()
+  return tonumber(call('ZRANGE', P .. 'scheduled', 0, 0, 'WITHSCORES')[2])
+end
+
+local leases = first_leases()
+rare = call('EXISTS', P .. 'retiring', P .. 'parked', P .. 'tally') > 0
+if rare or tonumber(leases[2]) <= now then
+  reap()
+  leases, rare = first_leases(), true
+end
+if seq % 16 == 1 then sweep_endings() end
+local due = first_due()
+if due and due <= now then
+  promote()
+  due = first_due()
+end
+if rare and call('EXISTS', P .. 'parked') == 1 then unpark() end
+
+local lapsed = tonumber(leases[2]) <= now -- which only an amnesty leaves
+local live = lapsed and call('ZCOUNT', P .. 'leases', '(' .. now, '+inf') or call('ZCARD', P .. 'leases')
 local knows, repairs, limited, taken = {}, 0, false, 0
 local head = nil -- how records of the last task begin: most jobs of a claim are of one task
 
@@ -156,10 +172,7 @@ local function take(lane, most)
     seen = seen + n
   end
   if size > 0 then call('HSET', run, unpack(held)) end
-end
-
-local function left(lane, slots)
-  return slots > 0 and redis.call('ZCARD', LANES[lane]) > 0
+  return seen
 end
 
 local slots = {[0] = tonumber(ARGV[4]), [1] = tonumber(ARGV[5]), [2] = 0}
@@ -170,14 +183,14 @@ if not paused then
   for lane = first, final do
     if slots[lane] > 0 then
       local most = math.min(slots[lane], 1000)
-      local ready = redis.call('ZCARD', LANES[lane])
+      local ready, popped = call('ZCARD', LANES[lane]), 0
       if lane < 2 and most > 1 and ready > 0 then
         local part = share(ready, lane)
         limited = limited or (part < most and part < ready)
         most = math.min(most, part)
       end
-      if ready > 0 then take(lane, most) end
-      more = more or left(lane, slots[lane])
+      if ready > 0 then popped = take(lane, most) end
+      more = more or popped < ready
     end
   end
 end
@@ -186,8 +199,6 @@ if more and live > 1 then wake(8) end
 
 -- A claim that was cut to its share comes again when the others had the time to take theirs.
 if more then return answer(limited and now + 20 or now) end
-local due = tonumber(redis.call('ZRANGE', P .. 'scheduled', 0, 0, 'WITHSCORES')[2])
-local leases = redis.call('ZRANGE', P .. 'leases', 0, 1, 'WITHSCORES')
 local other = leases[1] ~= inc and leases[2] or leases[4]
 if other then
   other = math.max(tonumber(other), amnesty)

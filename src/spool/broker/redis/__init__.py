@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import ssl
-import threading
 import time
 import warnings
 import weakref
@@ -19,23 +18,24 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import redis
-import redis.backoff
+import msgspec
 import redis.connection
-import redis.exceptions
-import redis.retry
 
 from spool.broker import Beat, Enqueue, Get, Verb
-from spool.broker.redis.line import Address, Line
+from spool.broker.redis.line import Address, BlockingLine, Line
 from spool.broker.redis.scripts import Call, form, queue_key
 from spool.broker.redis.waits import Mailbox, Post
-from spool.broker.redis.wire import hidden, mapped, send
-from spool.errors import BrokerRefused, BrokerUnavailable, ConfigError, StoreCorrupt
+from spool.broker.redis.wire import ServerError, hidden, mapped, translate
+from spool.errors import BrokerRefused, BrokerUnavailable, ConfigError, SpoolError, StoreCorrupt
 from spool.job import Snapshot
 
 R = TypeVar("R")
 
 LAYOUT: Final = 1
+#: The verbs with which a queue begins; this process's first one adds its name to the list of queues.
+_ANNOUNCING: Final = (Enqueue, Beat)
+#: Seconds that `await_work` blocks at most.
+MAX_BLOCK: Final = 10.0
 _SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
 
 
@@ -65,41 +65,14 @@ class RedisBroker:
         self._reset()
         # A child of a fork must neither use nor close its parent's connections: it just forgets them.
         os.register_at_fork(after_in_child=_Forget(self))
-        self._client()
+        self._address = _address(self._target, self.url)
 
     def _reset(self) -> None:
-        self._sync: Any = None
+        self._idle: list[BlockingLine] = []
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
-        self._lock = threading.Lock()
         self._mailboxes: list[Mailbox] = []
         self._announced: set[str] = set()
         self._checked = False
-
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-            "socket_timeout": 5.0,
-            "socket_connect_timeout": 3.0,
-            "protocol": 2,
-        }
-        return options if self._target.startswith("unix:") else options | {"socket_keepalive": True}
-
-    def _client(self) -> Any:
-        if self._closed:
-            raise BrokerUnavailable(f"the broker {self.url} was closed")
-        client = self._sync
-        if client is None:
-            with self._lock, self._configured():
-                library: Any = redis
-                client = self._sync = self._sync or library.Redis.from_url(self._target, **self._options())
-        return client
-
-    @contextlib.contextmanager
-    def _configured(self) -> Generator[None]:
-        try:
-            yield
-        except (ValueError, TypeError, OSError, redis.exceptions.RedisError) as error:
-            raise ConfigError(f"cannot use the broker URL {self.url}: {error}") from error
 
     def _here(self) -> _Loop:
         if self._closed:
@@ -108,10 +81,11 @@ class RedisBroker:
         mine = self._loops.get(running)
         if mine is None:
             self._sweep()
-            with self._configured():
-                address = _address(self._target, self._options())
+            address = self._address
+            # One that blocks for work hears nothing meanwhile, and that is no fault.
+            patient = msgspec.structs.replace(address, timeout=address.timeout + MAX_BLOCK)
             line = Line(address)
-            mine = self._loops[running] = _Loop(line, Line(address), Post(line, address, self.prefix, self.url))
+            mine = self._loops[running] = _Loop(line, Line(patient), Post(line, address, self.prefix, self.url))
         return mine
 
     def _sweep(self) -> None:
@@ -122,50 +96,89 @@ class RedisBroker:
                 for line in (mine.line, mine.idle, mine.post.ears):
                     line.abandon()
 
+    @contextlib.contextmanager
+    def _lend(self) -> Generator[BlockingLine]:
+        """Lend a connection that no other thread uses; one that failed in whatever way is not used again."""
+        if self._closed:
+            raise BrokerUnavailable(f"the broker {self.url} was closed")
+        line = None
+        while self._idle and line is None:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                line = self._idle.pop()
+                if line.stale:
+                    line.close()
+                    line = None
+        line = line or BlockingLine(self._address)
+        try:
+            yield line
+        except ServerError:
+            self._idle.append(line)
+            raise
+        except BaseException:
+            line.close()
+            raise
+        self._idle.append(line)
+
     def call(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.call`."""
-        client = self._client()
         with mapped(self.url):
             if not self._checked:
-                self._check(client)
-            if isinstance(verb, Enqueue | Beat) and verb.queue not in self._announced:
-                client.sadd(queue_key(self.prefix, "spool") + "queues", verb.queue)
-                self._announced.add(verb.queue)
-            call = self._form(verb)
-            reply: R = call.parse(send(client, call))
-        return reply
+                self._check()
+            with self._lend() as line:
+                if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
+                    line.send("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
+                    self._announced.add(verb.queue)
+                call = self._form(verb)
+                reply = line.run(call)
+        parsed: R = call.parse(reply)
+        return parsed
+
+    def _ask(self, call: Call) -> Any:
+        with self._lend() as line:
+            return line.run(call)
 
     async def acall(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.acall`."""
         line = self._here().line
-        with mapped(self.url):
+        try:  # spelled out, since a context manager would be a tenth of the work of a call
             if not self._checked:
-                await asyncio.to_thread(self._check, self._client())
-            if isinstance(verb, Enqueue | Beat) and verb.queue not in self._announced:
+                await asyncio.to_thread(self._check)
+            if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
                 await line.send("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
                 self._announced.add(verb.queue)
             call = self._form(verb)
-            reply: R = call.parse(await line.run(call))
-        return reply
+            reply = await line.run(call)
+        except SpoolError:
+            raise
+        except (ServerError, OSError) as error:
+            raise translate(self.url, error) from error
+        parsed: R = call.parse(reply)
+        return parsed
 
     def _form(self, verb: Verb[Any]) -> Call:
         return form(verb, self.prefix, self._clock() if self._clock else None)
 
-    def _check(self, client: Any) -> None:
+    def _check(self) -> None:
         """Refuse, once per process, a server that would lose jobs or that holds a newer layout."""
-        with contextlib.suppress(redis.exceptions.NoPermissionError):
-            self._judge(client.info())
         key = queue_key(self.prefix, "spool") + "layout"
-        client.set(key, LAYOUT, nx=True)
-        self._judge_layout(client.get(key))
+        with self._lend() as line:
+            try:
+                info: bytes = line.send("INFO")
+            except ServerError as error:  # a user who may not ask
+                if "NOPERM" not in str(error):
+                    raise
+                info = b""
+            self._judge(dict(row.split(":", 1) for row in info.decode().splitlines() if ":" in row))
+            line.send("SET", key, LAYOUT, "NX")
+            self._judge_layout(line.send("GET", key))
 
-    def _judge(self, info: dict[str, Any]) -> None:
-        version = str(info.get("redis_version", "6.2"))
+    def _judge(self, info: dict[str, str]) -> None:
+        version = info.get("redis_version", "6.2")
         if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
             raise BrokerRefused(f"{self.url} runs Redis {version}; needed is 6.2 or newer")
         if info.get("role") == "slave":
             raise BrokerRefused(f"{self.url} is a read-only replica; give the URL of the primary")
-        policy = str(info.get("maxmemory_policy", "noeviction"))
+        policy = info.get("maxmemory_policy", "noeviction")
         if policy.startswith("allkeys"):
             raise BrokerRefused(
                 f"{self.url} evicts any key when memory is full (maxmemory-policy {policy}), and so would lose jobs; "
@@ -188,19 +201,28 @@ class RedisBroker:
     def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         """Wait for a job's end; see `Broker.ended`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        client = self._client()
-        with self._lock:
-            mailbox = self._mailboxes.pop() if self._mailboxes else Mailbox(client, self.prefix, self.url)
-        try:
-            found = mailbox.wait(queue, id, deadline)
-        except BaseException:
-            mailbox.close()  # word of this job may still come, and must not be taken for another's
-            raise
-        with self._lock:
-            self._mailboxes.append(mailbox)
+        with mapped(self.url):
+            mailbox = self._borrow()
+            try:
+                found = mailbox.wait(self._ask, queue, id, deadline)
+            except BaseException:
+                mailbox.close()  # word of this job may still come, and must not be taken for another's
+                raise
+        self._mailboxes.append(mailbox)
         if isinstance(found, Snapshot):
             return found
         return None if found == "late" else self.call(Get(queue, id))
+
+    def _borrow(self) -> Mailbox:
+        if self._closed:
+            raise BrokerUnavailable(f"the broker {self.url} was closed")
+        while self._mailboxes:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                mailbox = self._mailboxes.pop()
+                if not mailbox.stale:
+                    return mailbox
+                mailbox.close()
+        return Mailbox(self._address, self.prefix)
 
     async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         """Wait for a job's end; see `Broker.aended`."""
@@ -217,7 +239,7 @@ class RedisBroker:
         keys = [queue_key(self.prefix, queue) + "wake" for queue in queues]
         try:
             with mapped(self.url):
-                await idle.send("BLPOP", *keys, max(timeout, 0.001))
+                await idle.send("BLPOP", *keys, min(max(timeout, 0.001), MAX_BLOCK))
         except asyncio.CancelledError:
             # The server would go on waiting for us, and give a token to nobody.
             await idle.reset()
@@ -226,13 +248,11 @@ class RedisBroker:
     def close(self) -> None:
         """Close what belongs to threads; loops close their own (`aclose`)."""
         self._closed = True
-        with self._lock:
-            mailboxes, self._mailboxes = self._mailboxes, []
-        for mailbox in mailboxes:
-            mailbox.close()
+        for connections in (self._mailboxes, self._idle):
+            while connections:
+                with contextlib.suppress(IndexError):
+                    connections.pop().close()
         self._sweep()
-        if self._sync is not None:
-            self._sync.close()
 
     async def aclose(self) -> None:
         """Close this loop's connections, and those of threads."""
@@ -252,22 +272,25 @@ class _Loop(NamedTuple):
     post: Post
 
 
-def _address(url: str, options: dict[str, Any]) -> Address:
-    """Return what a URL of the Redis library says. Raises `ValueError`."""
+def _address(url: str, shown: str) -> Address:
+    """Return what a URL of the Redis library says. Raises `ConfigError`."""
     library: Any = redis.connection
-    given: dict[str, Any] = options | library.parse_url(url)
-    secure = given.get("connection_class") is library.SSLConnection
-    return Address(
-        host=given.get("host", "localhost"),
-        port=int(given.get("port", 6379)),
-        path=given.get("path", ""),
-        database=int(given.get("db", 0)),
-        username=given.get("username") or "",
-        password=given.get("password") or "",
-        tls=_tls(given) if secure else None,
-        connect_timeout=float(given["socket_connect_timeout"]),
-        timeout=float(given["socket_timeout"]),
-    )
+    try:
+        given: dict[str, Any] = library.parse_url(url)
+        secure = given.get("connection_class") is library.SSLConnection
+        return Address(
+            host=given.get("host", "localhost"),
+            port=int(given.get("port", 6379)),
+            path=given.get("path", ""),
+            database=int(given.get("db", 0)),
+            username=given.get("username") or "",
+            password=given.get("password") or "",
+            tls=_tls(given) if secure else None,
+            connect_timeout=float(given.get("socket_connect_timeout", 3.0)),
+            timeout=float(given.get("socket_timeout", 5.0)),
+        )
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"cannot use the broker URL {shown}: {error}") from error
 
 
 def _tls(given: dict[str, Any]) -> ssl.SSLContext:

@@ -29,7 +29,6 @@ from spool.broker import (
     Get,
     Load,
     Loaded,
-    NewJob,
     Orders,
     Pause,
     QueueStats,
@@ -88,16 +87,15 @@ def _texts(items: Iterable[bytes]) -> list[str]:
     return [item.decode() for item in items]
 
 
-def _enqueue_args(verb: Enqueue) -> list[Any]:
-    # A repeat within one call has to be found as one, which is what the script does for a call sent again.
-    doubled = len({job.id for job in verb.jobs}) < len(verb.jobs)
-    args: list[Any] = ["1" if verb.resend or doubled else ""]
+def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    jobs = verb.jobs
+    # A repeat within one call has to be found as one, like a job of a call that was made before.
+    checked = verb.resend or any(job.fingerprint for job in jobs) or len({job.id for job in jobs}) < len(jobs)
+    args: list[Any] = []
     shape: tuple[Any, ...] | None = None
     size_at = 0
-    for job in verb.jobs:
-        kind, due = ("a", job.due) if job.due else ("d", job.delay) if job.delay else ("", 0)
-        checked = "1" if job.fingerprint else ""
-        new = (job.lane, job.priority, kind, due, checked)
+    for job in jobs:
+        new = (job.lane, job.priority, *(("a", job.due) if job.due else ("d", job.delay) if job.delay else ("", 0)))
         if new != shape or args[size_at] == GROUP:
             shape = new
             args += new
@@ -105,28 +103,11 @@ def _enqueue_args(verb: Enqueue) -> list[Any]:
             args.append(0)
         args[size_at] += 1
         args += (job.id, job.record, job.fingerprint) if checked else (job.id, job.record)
-    return args
-
-
-def _plain_enqueue_args(jobs: Sequence[NewJob], first: NewJob) -> list[Any] | None:
-    """As `_enqueue_args` for the common case, one group of fresh jobs that are ready at once; None for any other."""
-    if len(jobs) > GROUP:
-        return None
-    args: list[Any] = ["", first.lane, first.priority, "", 0, "", len(jobs)]
-    for job in jobs:
-        if job.fingerprint or job.delay or job.due or job.priority != first.priority or job.lane != first.lane:
-            return None
-        args += (job.id, job.record)
-    return args if len(set(args[7::2])) == len(jobs) else None
-
-
-def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
-    args = _plain_enqueue_args(verb.jobs, verb.jobs[0]) if verb.jobs and not verb.resend else None
 
     def parse(reply: Any) -> Enqueued:
         return Enqueued(reply[0], _texts(reply[1]), _texts(reply[2]))
 
-    return "enqueue", _enqueue_args(verb) if args is None else args, parse
+    return "enqueue_checked" if checked else "enqueue", args, parse
 
 
 def _heartbeat_args(verb: Beat) -> list[Any]:

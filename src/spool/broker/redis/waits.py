@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from spool.broker.redis.line import Address, Line
-from spool.broker.redis.scripts import ended, queue_key, read_waits, wait_call
-from spool.broker.redis.wire import mapped, send
+from spool.broker.redis.line import Address, BlockingLine, Line
+from spool.broker.redis.scripts import Call, ended, queue_key, read_waits, wait_call
+from spool.broker.redis.wire import mapped
 from spool.errors import BrokerUnavailable, SpoolError
 from spool.job import Snapshot, new_id
 
@@ -19,47 +19,51 @@ RECHECK: Final = 2.0
 #: Seconds for which a failing store is asked again before those who wait are told.
 PATIENCE: Final = 5.0
 
+Ask = Callable[[Call], Any]
+
 
 class Mailbox:
     """A subscription with which one thread at a time waits for the end of a job."""
 
-    def __init__(self, client: Any, prefix: str, url: str) -> None:
-        self._client, self._prefix, self._url = client, prefix, url
+    def __init__(self, address: Address, prefix: str) -> None:
+        self._prefix = prefix
         self._channel = f"{prefix}:ended:{new_id()}"
-        self._pubsub: Any = client.pubsub(ignore_subscribe_messages=True)
-        self._subscribed = False
+        self._ears = BlockingLine(address, self._channel)
 
-    def wait(self, queue: str, id_: str, deadline: float | None) -> Snapshot | str:
-        """Return the job's end, "look" if the caller must `Get` it, or "late" at the deadline (monotonic)."""
-        with mapped(self._url):
-            if not self._subscribed:
-                self._pubsub.subscribe(self._channel)
-                self._subscribed = True
-            while True:
-                call = wait_call(self._prefix, queue, self._channel, [id_])
-                found = read_waits(queue, send(self._client, call))
-                if id_ in found:
-                    return found[id_] or "look"
-                told = self._listen(queue, id_, deadline)
-                if told is not None:
-                    return told
-                if deadline is not None and time.monotonic() >= deadline:
-                    return "late"
+    def wait(self, ask: Ask, queue: str, id_: str, deadline: float | None) -> Snapshot | str:
+        """Return the job's end, "look" if the caller must `Get` it, or "late" at the deadline (monotonic).
+
+        ``ask`` carries out a call. Raises what connections raise.
+        """
+        while True:
+            found = read_waits(queue, ask(wait_call(self._prefix, queue, self._channel, [id_])))
+            if id_ in found:
+                return found[id_] or "look"
+            told = self._listen(queue, id_, deadline)
+            if told is not None:
+                return told
+            if deadline is not None and time.monotonic() >= deadline:
+                return "late"
 
     def _listen(self, queue: str, id_: str, deadline: float | None) -> Snapshot | str | None:
         until = time.monotonic() + RECHECK
         until = until if deadline is None else min(until, deadline)
         while (left := until - time.monotonic()) > 0:
-            message = self._pubsub.get_message(timeout=left)
-            if message is not None and message["type"] == "message":
-                key, name, ending = message["data"].split(b"\n", 2)
+            message = self._ears.hear(left)
+            if message is not None:
+                key, name, ending = message.split(b"\n", 2)
                 if key == queue_key(self._prefix, queue).encode() and name == id_.encode():
                     return ended(queue, id_, ending) if ending else "look"
         return None
 
+    @property
+    def stale(self) -> bool:
+        """Whether the subscription is gone, or holds word of an earlier wait."""
+        return self._ears.stale
+
     def close(self) -> None:
         """Give the connection back."""
-        self._pubsub.close()
+        self._ears.close()
 
 
 class Post:

@@ -1,15 +1,11 @@
-"""Talking to a Redis server: sending a script, and turning every error of the Redis library into one of ours."""
+"""What can go wrong with a Redis server, as our errors."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from typing import Any
 from urllib.parse import urlsplit
 
-import redis.exceptions
-
-from spool.broker.redis.scripts import Call
 from spool.errors import (
     BrokerError,
     BrokerFull,
@@ -25,14 +21,6 @@ class ServerError(Exception):
     """What a server answered in place of a reply, as it said it."""
 
 
-def send(client: Any, call: Call) -> Any:
-    """Send a script through a `redis.Redis`, by name, and in full if the server does not know it; return its reply."""
-    try:
-        return client.evalsha(call.script.sha, 1, call.key, *call.args)
-    except redis.exceptions.NoScriptError:
-        return client.eval(call.script.source, 1, call.key, *call.args)
-
-
 def hidden(url: str) -> str:
     """Return the URL with its password blotted out."""
     parts = urlsplit(url)
@@ -45,11 +33,10 @@ def hidden(url: str) -> str:
 #: Beginnings or parts of a server's error, and what they mean to a caller.
 _REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "invalid password", "invalid username", "AUTH <password>")
 _AGAIN = ("LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "max number of clients", "UNKILLABLE")
-_SILENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
 
 
 def translate(url: str, error: Exception) -> BrokerError:
-    """Return our error for one of the Redis library's."""
+    """Return our error for what a connection raised."""
     text = str(error)
 
     def says(*words: str) -> bool:
@@ -60,13 +47,13 @@ def translate(url: str, error: Exception) -> BrokerError:
         result = LeaseLost(text.partition("LEASELOST ")[2])
     elif says("VERSION "):
         result = VersionConflict(text.partition("VERSION ")[2])
-    elif isinstance(error, redis.exceptions.OutOfMemoryError) or says("OOM command not allowed"):
+    elif says("OOM command not allowed"):
         result = BrokerFull(f"{url} has no memory left (maxmemory): {text}")
-    elif isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.ReadOnlyError) or says(*_REFUSED):
+    elif says(*_REFUSED):
         result = BrokerRefused(f"{url} refused: {text}")
-    elif isinstance(error, redis.exceptions.BusyLoadingError) or says(*_AGAIN):
+    elif says(*_AGAIN):
         result = BrokerUnavailable(f"{url} cannot serve now: {text}", answered=True)
-    elif isinstance(error, _SILENT):
+    elif isinstance(error, OSError):
         result = BrokerUnavailable(f"cannot reach {url}: {text or type(error).__name__}")
     else:
         result = BrokerError(f"{url}: {text}")
@@ -80,5 +67,5 @@ def mapped(url: str) -> Generator[None]:
         yield
     except SpoolError:  # before the next line: one of them is a TimeoutError too
         raise
-    except (ServerError, redis.exceptions.RedisError, OSError) as error:
+    except (ServerError, OSError) as error:
         raise translate(url, error) from error

@@ -1,4 +1,4 @@
--- include: _keys, _tally, _endings, _end, _find
+-- include: _keys, _records, _tally, _endings, _end, _find
 -- ARGV: now, action (cancel, replay, delete, pause, resume), reason, ttl, ids... Returns {now, changed...}.
 local action, reason, ttl = ARGV[2], ARGV[3], ARGV[4]
 local reply, cancelled, replayed = {now}, {}, {}

@@ -1,4 +1,4 @@
--- include: _keys, _tally, _end, _lease
+-- include: _keys, _records, _tally, _end, _lease
 -- ARGV: now, then for each heartbeat: incarnation, lease, task hash ("" none given), n task names, names...,
 -- held count ("" unknown), claim seq, n held ids ("" none given), ids...
 -- Returns {now, per heartbeat {lost, {cancel}, held, {unknown}, tasks}}.

@@ -1,4 +1,4 @@
--- include: _keys, _tally, _endings, _end, _lease
+-- include: _keys, _records, _tally, _endings, _end, _lease
 -- ARGV: now, incarnation, seq, main slots, process slots, trial ("1" or "").
 -- Returns {now, next_at or "", {ids}, {records}, {id, tally, ...}}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses

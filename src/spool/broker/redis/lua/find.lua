@@ -1,4 +1,4 @@
--- include: _keys, _endings, _find
+-- include: _keys, _records, _endings, _find
 -- ARGV: now, state, limit, cursor parts (two, maybe empty). Returns {now, cursor, snapshots...}.
 local state, limit, c1, c2 = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local reply, cursor = {now, ''}, ''

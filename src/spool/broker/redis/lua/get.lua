@@ -1,4 +1,4 @@
--- include: _keys, _endings, _find
+-- include: _keys, _records, _endings, _find
 -- ARGV: now, id. Returns false, or what snapshot() returns.
 local id = ARGV[2]
 local body = redis.call('HGET', P .. 'jobs', id)

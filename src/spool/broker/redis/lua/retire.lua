@@ -1,4 +1,4 @@
--- include: _keys, _tally, _end, _lease
+-- include: _keys, _records, _tally, _end, _lease
 -- ARGV: now, incarnation, reason, detail. Returns {now, handed back, remaining}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 

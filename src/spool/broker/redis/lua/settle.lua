@@ -1,4 +1,4 @@
--- include: _keys, _endings, _end
+-- include: _keys, _records, _endings, _end
 -- ARGV: now, incarnation, seq, metrics blob, then groups: kind (D done, C cancelled, R retried, L released, X died),
 -- fence, ttl or delay, n, then n times id and ending (D, C) or tally (R, L, X). No id comes twice in one group.
 -- Returns {now, accepted, refused...}.

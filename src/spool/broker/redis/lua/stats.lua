@@ -1,4 +1,4 @@
--- include: _keys, _find
+-- include: _keys, _records, _find
 -- ARGV: now. Returns {now, {ready by priority}, scheduled, {task, n, ...}, suspect, running, dead, workers, paused, {name, n, ...}}.
 local ready, parked, running = {}, {}, 0
 for priority = 0, 4 do

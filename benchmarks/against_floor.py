@@ -1,9 +1,9 @@
 """Compare Spool with a yardstick, in alternating runs on one store, and print medians and ratios.
 
 ```sh
-python benchmarks/against_floor.py floor.py --url redis://127.0.0.1:6379/15 --concurrency 400
-python benchmarks/against_floor.py floor.py --url redis://127.0.0.1:6379/15 --rate 500
-python benchmarks/against_floor.py floor.py --jobs 50000
+python benchmarks/against_floor.py benchmarks/floor.py --url redis://127.0.0.1:6379/15 --concurrency 400
+python benchmarks/against_floor.py benchmarks/floor.py --url redis://127.0.0.1:6379/15 --rate 500
+python benchmarks/against_floor.py benchmarks/floor.py --jobs 50000
 ```
 
 The yardstick is a program that prints one JSON object. It is called with ``--redis URL`` (or ``--sqlite NEW_FILE`` when

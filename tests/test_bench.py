@@ -360,6 +360,7 @@ def test_time_that_is_up_is_accounted_for(redis_url, kind):
     assert keys(redis_url) == []
 
 
+@pytest.mark.damages_store
 def test_a_prefix_with_data_is_refused_and_left_alone(redis_url):
     with redis.Redis.from_url(redis_url) as client:
         client.set("mine:{x}:key", "precious")
@@ -368,6 +369,7 @@ def test_a_prefix_with_data_is_refused_and_left_alone(redis_url):
         assert client.get("mine:{x}:key") == b"precious"
 
 
+@pytest.mark.damages_store
 def test_a_prefix_of_ones_own_is_used_and_others_are_left_alone(redis_url):
     with redis.Redis.from_url(redis_url) as client:
         client.set("spool:{bench}:jobs", "precious")

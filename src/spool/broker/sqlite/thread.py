@@ -157,6 +157,10 @@ class StoreThread:
         reads, writes, waits = _sort(group)
         if self._waiting or waits or any(isinstance(ticket.request, Claim) for ticket in writes):
             self._notice()
+        # First, since none of them can be of one who waits for the answer to a claim beside it: what that claim
+        # leaves is news to it.
+        for ticket in waits:
+            self._waiting.add(ticket)
         for ticket in writes:
             if isinstance(ticket.request, Claim):
                 self._waiting.claimed(ticket.request.queue)
@@ -166,8 +170,6 @@ class StoreThread:
             writes += self._read(reads)
         if writes:
             self._write(writes)
-        for ticket in waits:
-            self._waiting.add(ticket)
         if self._waiting:
             self._look()
 

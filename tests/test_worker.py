@@ -28,6 +28,7 @@ from spool.broker import (
     Broker,
     Claim,
     Claimed,
+    Enqueue,
     Find,
     Get,
     Load,
@@ -43,6 +44,7 @@ from spool.job import view
 from spool.report import read_row, unpack
 from spool.worker import Worker
 from spool.worker.heartbeat import is_silence
+from tests.contract.driver import job
 from tests.eventually import aeventually
 
 SOON = Backoff(base=0.001, cap=0.01)
@@ -476,6 +478,28 @@ async def test_running_jobs_go_on_through_an_outage_and_are_settled_after_it(app
     assert (await stats(app)).totals == {"enqueued": 1, "done": 1}
 
 
+async def test_a_nudge_while_the_store_is_down_does_not_end_the_claims(app, wire, monkeypatch):
+    @app.task
+    async def one() -> int:
+        return 1
+
+    async with running(app) as worker:
+        failed = asyncio.Event()
+        wait = wire.await_work
+
+        async def fail_once(queues: Sequence[str], timeout: float) -> None:
+            if failed.is_set():
+                return await wait(queues, timeout)
+            failed.set()
+            asyncio.get_running_loop().call_soon(worker._life.wake)  # comes in the pause after this
+            raise BrokerUnavailable("down")
+
+        monkeypatch.setattr(wire, "await_work", fail_once)
+        await one.aenqueue()
+        await asyncio.wait_for(failed.wait(), 5)
+        assert await (await one.aenqueue()).aresult(5) == 1
+
+
 async def test_a_store_that_refuses_at_the_start_ends_the_worker(app, wire):
     def refuse(_: Any) -> None:
         raise BrokerRefused("wrong password")
@@ -699,6 +723,20 @@ async def test_a_job_that_is_no_longer_ours_is_stopped(app, wire):
     assert (await handle.ajob()).failures == 0
 
 
+@pytest.mark.parametrize(("seconds", "ms"), [(None, 0), (0.05, 50), (0.0001, 1)])
+async def test_every_claim_says_when_parked_jobs_are_to_die(app, wire, seconds, ms):
+    async with running(app, unroutable_after=seconds):
+        await aeventually(lambda: wire.all(Claim))
+    assert {each.unroutable_after for each in wire.all(Claim)} == {ms}
+
+
+async def test_a_job_that_no_worker_knows_dies_when_it_is_wished(app):
+    await app.broker.acall(Enqueue("default", [job("a", "unknown")]))
+    async with running(app, unroutable_after=0.05):
+        found = await app.broker.aended("default", "a", 10)
+    assert (found.state, view(found).error.split(":")[0]) == (State.DEAD, "Unroutable")
+
+
 async def test_refused_settlements_are_told(app, wire, caplog):
     @app.task
     async def work() -> None:
@@ -862,6 +900,8 @@ async def test_nothing_of_a_worker_is_left_when_it_has_ended(app):
         {"lease": 0.1},
         {"lease": float("nan")},
         {"grace": -1},
+        {"unroutable_after": 0},
+        {"unroutable_after": float("inf")},
         {"queues": ["a b"]},
         {"queues": "ab"},
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -50,6 +51,7 @@ class Owner(Protocol):
     name: str
     queues: list[str]
     lease: float
+    unroutable_after: float | None
     stopping: bool
 
     def registered(self, incarnation: str) -> None:
@@ -70,6 +72,7 @@ class Life:
         self.lines = [Line(queue, slots) for queue in worker.queues]
         self.tasks = tuple(sorted(tasks))
         self._worker = worker
+        self._unroutable_after = math.ceil((worker.unroutable_after or 0) * 1000)
         self._broker = broker
         self._executor = executor
         self._slots = slots
@@ -287,7 +290,14 @@ class Life:
         line.claiming = True
         self._slots.take(main, pool)
         try:
-            reply = await self._ask(Claim(line.name, self.incarnation, line.claim_seq + 1, (main, pool)))
+            verb = Claim(
+                line.name,
+                self.incarnation,
+                line.claim_seq + 1,
+                (main, pool),
+                unroutable_after=self._unroutable_after,
+            )
+            reply = await self._ask(verb)
         finally:
             line.claiming = False
             if reply is None or not reply.jobs:
@@ -331,6 +341,7 @@ class Life:
             if not self._nudged or self._waiter is None or self._waiter.uncancel():
                 raise
         except BrokerError as error:
+            self._waiter = None  # what is nudged from here on is no longer the wait, but the loop itself
             self._note_outage(error)
             await self._pause(1)
         finally:

@@ -101,6 +101,10 @@ class TestRecord:
         with pytest.raises(StoreCorrupt, match="record cannot be decoded"):
             read_record(body)
 
+    def test_text_that_is_none(self):
+        with pytest.raises(StoreCorrupt, match="record cannot be decoded"):
+            read_record(encode_record(RECORD).replace(b"send", b"se\xffd"))
+
     def test_nesting_that_no_client_of_ours_wrote(self):
         deep = msgspec.structs.replace(RECORD, payload=msgspec.Raw(b"\x92\x91" + b"\x91" * 100_000 + b"\x90\x80"))
         with pytest.raises(StoreCorrupt, match="record cannot be decoded"):
@@ -116,6 +120,8 @@ class TestEnding:
     def test_damage_and_newer_layouts(self):
         with pytest.raises(StoreCorrupt, match="ending cannot be decoded"):
             read_ending(b"\xc1")
+        with pytest.raises(StoreCorrupt, match="ending cannot be decoded"):
+            read_ending(encode_ending(Ending(VERSION, "done", "send", "", 1, 2, 3, 4)).replace(b"send", b"se\xffd"))
         with pytest.raises(StoreCorrupt, match="ending has layout 9"):
             read_ending(encode_ending(Ending(9, "done", "send", "", 1, 2, 3, 4)))
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,10 @@ def child(sock: socket.socket) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             send_frame(sock, "deaf")
             time.sleep(60)
+        case "trip":
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            sys.stdout = SimpleNamespace(flush=lambda: signal.raise_signal(signal.SIGTERM))  # its last step
+            return 3
     return 0
 
 
@@ -97,6 +102,12 @@ def test_how_a_child_ended_is_told(parent):
     parent.nursery.signal(number, signal.SIGKILL)
     assert parent.exit_of(number) == -signal.SIGKILL
     parent.nursery.signal(number, signal.SIGKILL)  # nobody is hit
+    sock.close()
+
+
+def test_a_signal_at_the_very_end_does_not_make_a_child_go_on_as_the_nursery(parent):
+    number, sock, _ = parent.start("trip")
+    assert parent.exit_of(number) == 3
     sock.close()
 
 

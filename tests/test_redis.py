@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 
 import msgspec
 import pytest
@@ -50,6 +51,8 @@ from spool.job import (
     encode_record,
     new_id,
 )
+from tests.contract.driver import Driver, job
+from tests.model_state import Clock
 from tests.redis_server import RedisServer
 from tests.tallies import write_tally
 
@@ -271,6 +274,35 @@ class TestConnections:
         assert sum((await broker.acall(Stats("q"))).ready) == 500
         await broker.aclose()
 
+    async def test_who_gives_up_before_sending_takes_nobody_along(self, broker, redis_server):
+        await broker.acall(Stats("q"))
+        redis_server.pause()
+        try:
+            calls = [asyncio.create_task(broker.acall(Store("k", f"{n}", bytes(1_000_000)))) for n in range(16)]
+            for _ in range(3):
+                await asyncio.sleep(0)
+            calls[-1].cancel()  # waits, as others do, until the server takes more
+            await asyncio.wait([calls[-1]])
+        finally:
+            redis_server.resume()
+        *others, given_up = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+        assert isinstance(given_up, asyncio.CancelledError)
+        assert [other.version for other in others] == [1] * 15
+        await broker.aclose()
+
+    async def test_closing_while_connecting_is_an_error_and_no_cancellation(self, redis_server):
+        broker = RedisBroker(redis_server.url.removesuffix("0") + "1")
+        await asyncio.to_thread(broker.call, Stats("q"))
+        redis_server.pause()  # so that it does not answer SELECT
+        try:
+            call = asyncio.create_task(broker.acall(Stats("q")))
+            await asyncio.sleep(0)
+            await broker.aclose()
+            with pytest.raises(errors.BrokerUnavailable, match="closed"):
+                await call
+        finally:
+            redis_server.resume()
+
 
 def finish(broker: RedisBroker, seq: int = 1, name: str = "w") -> list[str]:
     """Run what is ready."""
@@ -355,6 +387,21 @@ class TestWaiting:
         await broker.aclose()
 
 
+class TestDamage:
+    @pytest.mark.damages_store
+    def test_text_that_is_none_is_the_trouble_of_its_job_alone(self, broker, client):
+        start_worker(broker)
+        damaged, other, nameless = new_job(), new_job(), new_job("t\0sk")
+        nameless = msgspec.structs.replace(nameless, record=nameless.record.replace(b"t\0sk", b"t\xffsk"))
+        broker.call(Enqueue("q", [damaged, other, nameless]))
+        client.hset("spool:{q}:tally", damaged.id, b"[1,\xff")
+        claimed = broker.call(Claim("q", "w", 1, (10, 0)))
+        assert [id_ for id_, _ in claimed.jobs] == [damaged.id, other.id]
+        assert claimed.tallies == {damaged.id: "[1,\ufffd"}
+        assert broker.call(Stats("q")).parked == {"t\ufffdsk": 1}
+        assert [job.id for job in broker.call(Find("q", State.PARKED, limit=1)).jobs] == [nameless.id]
+
+
 class TestKeys:
     def scenario(self, broker: RedisBroker) -> None:
         """Send every verb, and reach every branch of the scripts that has keys of its own."""
@@ -410,6 +457,32 @@ class TestKeys:
                     touched.add(key.partition("}:")[2].split(":")[0])
         assert touched >= {"jobs", "ready", "scheduled", "dead", "parked", "run", "leases", "retiring", "gone", "wake"}
         assert touched >= {"tally", "cancel", "meta", "totals", "ends", "recent", "metrics", "tasks", "inc", "doc"}
+        assert "unroutable" in touched
+
+    def test_with_nothing_parked_a_claim_does_not_look_for_unroutable_jobs(self, broker, client):
+        start_worker(broker)
+        with client.monitor() as monitor:
+            broker.call(Enqueue("q", [new_job()]))
+            assert broker.call(Claim("q", "w", 1, (10, 1), unroutable_after=1)).jobs
+            client.echo("the end")
+            said = [entry["command"] for entry in takewhile(lambda e: "ECHO" not in e["command"], monitor.listen())]
+        assert any("q}:jobs" in each for each in said)
+        assert not any("}:unroutable" in each for each in said)
+
+    def test_dead_jobs_are_bounded_when_they_die_of_unknown_tasks_alone(self, redis_url):
+        clock = Clock()
+        broker = RedisBroker(redis_url, clock=clock)
+        q = Driver(broker, clock)
+        for id_ in ("old", "new"):
+            q.beat("w")
+            q.enqueue(job(id_, "unknown"))
+            q.take("w")
+            clock.advance(5000)
+            q.claim("w", unroutable_after=1)
+            assert q.ids(State.DEAD) == [id_]
+            clock.advance(31 * 86_400_000)
+        assert q.totals() == {"enqueued": 2, "dead": 2, "pruned": 1}
+        broker.close()
 
     def test_a_queue_at_rest_leaves_only_bounded_keys(self, broker, client):
         start_worker(broker)

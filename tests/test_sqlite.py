@@ -219,6 +219,17 @@ def test_a_damaged_file(path, broker):
         refused(again, path, errors.StoreCorrupt)
 
 
+def test_text_that_is_none_is_the_trouble_of_its_job_alone(path, broker, q):
+    q.beat("w")
+    q.enqueue("a", "b")
+    with raw(path) as db:
+        db.execute("UPDATE job SET tally = CAST(x'5b312cff' AS TEXT) WHERE id = 'a'")
+    claimed = broker.call(Claim(q.queue, "w", 1, (10, 0)))
+    assert [id_ for id_, _ in claimed.jobs] == ["a", "b"]
+    assert claimed.tallies == {"a": "[1,\ufffd"}
+    assert broker.call(Get(q.queue, "a")).state is State.RUNNING
+
+
 MOUNTS = """\
 22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw
 30 22 0:26 / /srv/with\\040space rw shared:2 - nfs4 server:/export rw

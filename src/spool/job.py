@@ -172,7 +172,7 @@ class Ending(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 NO_TALLY: Final = Tally()
 #: What decoding raises: the latter for data nested so deep that none of our clients wrote it.
-_UNREADABLE: Final = (msgspec.MsgspecError, RecursionError)
+_UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _decode_tally = msgspec.json.Decoder(Tally).decode
 _decode_attempts = msgspec.json.Decoder(Attempt).decode_lines
 _encode_json = msgspec.json.Encoder().encode

@@ -381,10 +381,12 @@ class _Nest:
         except BaseException:  # noqa: BLE001 - nothing above may run in the child
             traceback.print_exc()
         finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+            try:
+                with contextlib.suppress(Exception):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+            finally:  # whatever a signal handler of its own raises: it must not go on as the parent's twin
+                os._exit(code)
 
     def _spawn(self, fd: int) -> int:
         os.set_inheritable(fd, True)  # noqa: FBT003 - its signature

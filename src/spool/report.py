@@ -132,5 +132,5 @@ def read_row(body: bytes) -> WorkerRow:
     """Read a worker's row. Raises `StoreCorrupt`."""
     try:
         return _decode_row(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StoreCorrupt(f"a worker's row cannot be read: {error}") from error

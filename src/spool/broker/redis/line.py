@@ -103,8 +103,9 @@ class Line:
         wire = self._wire
         if wire is None or wire.lost:
             wire = await self._connected()
-        if wire.writable is not None:
-            await wire.writable
+        while (writable := wire.writable) is not None:
+            # Shielded: it belongs to all who wait, and one that gives up must not cancel it.
+            await asyncio.shield(writable)
         reply = await wire.send(command)
         if isinstance(reply, ServerError):
             raise reply
@@ -116,8 +117,13 @@ class Line:
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect(), name="spool-connect")
             self._connecting.add_done_callback(self._settled)
-        # Shielded: one caller that gives up must not take the connection from the others.
-        return await asyncio.shield(self._connecting)
+        connecting = self._connecting
+        # Not awaited itself: one caller that gives up must not take the connection from the others, and when `close`
+        # cancels it, that is an error to them and not their own cancellation.
+        await asyncio.wait([connecting])
+        if connecting.cancelled():
+            raise ConnectionError("the connection was closed")
+        return connecting.result()
 
     def _settled(self, task: asyncio.Task[_Wire]) -> None:
         self._connecting = None
@@ -326,6 +332,11 @@ class BlockingLine:
     def close(self) -> None:
         """Close the connection."""
         self._sock.close()
+
+    def __del__(self) -> None:
+        # A program that ends without closing its broker is no reason for a ResourceWarning.
+        if hasattr(self, "_sock"):
+            self._sock.close()
 
 
 def _open(address: Address) -> socket.socket:

@@ -83,8 +83,12 @@ class Call(NamedTuple):
     parse: Callable[[Any], Any]
 
 
+def _text(item: bytes) -> str:
+    return item.decode(errors="replace")  # a tally, or the name of a task, may be damaged: that is no reason to fail
+
+
 def _texts(items: Iterable[bytes]) -> list[str]:
-    return [item.decode() for item in items]
+    return list(map(_text, items))
 
 
 def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
@@ -146,7 +150,8 @@ def _claimed(reply: Any) -> Claimed:
 
 def _claim(verb: Claim) -> tuple[str, list[Any], Callable[[Any], Any]]:
     main, process = verb.slots
-    return "claim", [verb.incarnation, verb.seq, main, process, "1" if verb.trial else ""], _claimed
+    args = [verb.incarnation, verb.seq, main, process, "1" if verb.trial else "", verb.unroutable_after]
+    return "claim", args, _claimed
 
 
 def _group_of(one: Settlement) -> tuple[tuple[Any, ...], bytes | str]:
@@ -256,7 +261,7 @@ def _find(verb: Find) -> tuple[str, list[Any], Callable[[Any], Any]]:
     first, _, second = verb.cursor.partition(" ")
 
     def parse(reply: Any) -> Found:
-        return Found(reply[0], [_snapshot(verb.queue, fields) for fields in reply[2:]], reply[1].decode())
+        return Found(reply[0], [_snapshot(verb.queue, fields) for fields in reply[2:]], _text(reply[1]))
 
     return "find", [verb.state.value, min(max(verb.limit, 1), GROUP), first, second], parse
 

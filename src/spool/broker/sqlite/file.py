@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sqlite3
@@ -116,6 +117,8 @@ def connect(location: Location) -> sqlite3.Connection:
     if not location.memory:
         _check_place(Path(location.path))
     db = sqlite3.connect(location.path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
+    # A damaged tally is the trouble of one job, which is told so; by default it would keep all others from being read.
+    db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
     try:
         if not _is_store(db, location):
             _create(db, location)

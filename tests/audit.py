@@ -8,7 +8,7 @@ import redis
 # From the header of _keys.lua: the keys with a TTL, and those which live as long as what they hold.
 EXPIRING = re.compile(r"tasks:\w+|ends:\d+|recent|metrics|waiters")
 BOUNDED = re.compile(
-    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|run:.+|leases|inc:.+|retiring|gone|cancel|meta|totals|ends|wake"
+    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|unroutable|run:.+|leases|inc:.+|retiring|gone|cancel|meta|totals|ends|wake"
 )
 SHARED = re.compile(r"layout|queues|docx?:.+")
 
@@ -54,6 +54,7 @@ def _audit_queue(client: redis.Redis, prefix: str, keys: set[str]) -> None:
     assert set(fields("cancel")) <= jobs, "a wish outlived its job"
     parked = {each.decode() for each in client.smembers(prefix + "parked")}
     assert parked == set(names("parked:")), "the set of parked tasks is wrong"
+    assert set(members("unroutable")) == {id for task in parked for id in members(f"parked:{task}")}
     leases, retiring, gone = set(members("leases")), set(fields("retiring")), set(members("gone"))
     assert set(names("inc:")) <= leases, "the row of an incarnation outlived it"
     assert set(names("run:")) <= leases | retiring, "jobs are held by nobody"

@@ -81,6 +81,8 @@ from tests.model_state import (
 
 STEP = 500
 """Jobs that one `Retire` hands back."""
+UNROUTABLE = 100
+"""Jobs that one `Claim` lets die because nobody knows their task."""
 MAX_CRASHES = 3
 """For a record that cannot be read."""
 
@@ -334,6 +336,7 @@ class ModelBroker:
             return self._claimed(again, self.now)
         me.claim_seq = verb.seq
         self._keep_house(queue, me)
+        self._bury_unroutable(queue, verb)
         taken, cut = ([], False) if queue.paused else self._take(queue, verb, me)
         return self._claimed(taken, self._next_at(queue, verb, cut=cut))
 
@@ -357,6 +360,24 @@ class ModelBroker:
             if entry.task in (me.tasks or ()):
                 queue.to_place(entry)
 
+    def _bury_unroutable(self, queue: Queue, verb: Claim) -> None:
+        parked = sorted((entry.parked or 0, entry.id, entry) for entry in queue.among(State.PARKED))
+        over = [entry for since, _, entry in parked if self.now - since > verb.unroutable_after > 0]
+        for entry in over[:UNROUTABLE]:
+            since = entry.parked or 0
+            numbers, lines = text_of(entry)
+            line = Attempt(
+                number=numbers[1],
+                outcome="died",
+                started=since,
+                ended=self.now,
+                worker=verb.incarnation,
+                error_type="Unroutable",
+                message=f"no worker knew the task {entry.task} for {(self.now - since) // 1000} s",
+            )
+            entry.tally = "\n".join([msgspec.json.encode(numbers).decode(), *lines, msgspec.json.encode(line).decode()])
+            self._bury_job(queue, entry)
+
     def _take(self, queue: Queue, verb: Claim, me: Incarnation) -> tuple[list[Entry], bool]:
         if verb.trial:
             return self._take_from(queue, queue.among(State.SUSPECT), 1, verb, me), False
@@ -377,7 +398,7 @@ class ModelBroker:
                 del queue.entries[entry.id]
                 queue.totals["repairs"] += 1
             elif entry.task is not None and entry.task not in (me.tasks or ()):
-                entry.state = State.PARKED
+                entry.state, entry.parked = State.PARKED, self.now
             else:
                 entry.state, entry.incarnation, entry.fence = State.RUNNING, verb.incarnation, verb.seq
                 entry.started = self.now

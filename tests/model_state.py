@@ -48,6 +48,8 @@ class Entry:
     incarnation: str | None = None
     fence: int = 0
     started: int | None = None
+    parked: int | None = None
+    """Since when, if it is."""
     finished: int | None = None
     dangling: bool = False
     cancel: Cancel | None = None
@@ -156,7 +158,7 @@ class Queue:
 
     def to_place(self, entry: Entry) -> None:
         entry.state = State.SUSPECT if entry.suspect else State.READY
-        entry.due = entry.incarnation = entry.started = entry.finished = None
+        entry.due = entry.incarnation = entry.started = entry.parked = entry.finished = None
 
     def running(self, incarnation: str) -> list[Entry]:
         held = [entry for entry in self.among(State.RUNNING) if entry.incarnation == incarnation]

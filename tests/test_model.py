@@ -95,6 +95,7 @@ NEW = st.fixed_dictionaries(
         "corrupt": st.sampled_from([False] * 9 + [True]),
     }
 )
+UNROUTABLE = st.sampled_from([0, 0, 0, 1, 500, LEASE])
 SLOTS = st.sampled_from([(4, 2), (4, 2), (4, 2), (9, 9), (1, 0), (0, 1), (2, 1)])
 RARELY = st.sampled_from([False, False, False, True])
 OUTCOMES = st.sampled_from(["done", "done", "cancelled", "retried", "later", "released", "snoozed", "died"])
@@ -232,11 +233,11 @@ class Twins(RuleBasedStateMachine):
         self.beaten.add(name)
         self.both(Beat(self.queue, [Heartbeat(name, LEASE, ("t",), claim_seq=seq, held_ids=tuple(held))]))
 
-    @rule(worker=WORKERS, slots=SLOTS, trial=RARELY)
-    def claim(self, worker: str, slots: tuple[int, int], *, trial: bool) -> None:
+    @rule(worker=WORKERS, slots=SLOTS, trial=RARELY, unroutable_after=UNROUTABLE)
+    def claim(self, worker: str, slots: tuple[int, int], *, trial: bool, unroutable_after: int = 0) -> None:
         name = self.incarnation(worker)
         self.claims[name] += 1
-        self.both(Claim(self.queue, name, self.claims[name], slots, trial))
+        self.both(Claim(self.queue, name, self.claims[name], slots, trial, unroutable_after))
 
     @rule(
         worker=WORKERS,
@@ -257,7 +258,7 @@ class Twins(RuleBasedStateMachine):
             self.both(Retire(self.queue, self.incarnation(worker), fault, "signal 9"))
             self.lives[worker] += 1
         self.beat([worker], None)
-        self.claim(worker, slots, trial=trial)
+        self.claim(worker, slots, trial=trial, unroutable_after=data.draw(UNROUTABLE))
         if fault == "pause":
             self.both(Act(self.queue, Resume()))
         if self.running() and data.draw(st.booleans()):

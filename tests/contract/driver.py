@@ -116,9 +116,11 @@ class Driver:
     def heartbeat(self, incarnation: str, **fields: Any) -> Orders:
         return self.call(Beat(self.queue, [Heartbeat(incarnation, LEASE, **fields)])).orders[0]
 
-    def claim(self, incarnation: str, main: int = 100, process: int = 0, *, trial: bool = False) -> Claimed:
+    def claim(
+        self, incarnation: str, main: int = 100, process: int = 0, *, trial: bool = False, unroutable_after: int = 0
+    ) -> Claimed:
         self._claims[incarnation] += 1
-        verb = Claim(self.queue, incarnation, self._claims[incarnation], (main, process), trial)
+        verb = Claim(self.queue, incarnation, self._claims[incarnation], (main, process), trial, unroutable_after)
         claimed = self.call(verb)
         self._fences.update(dict.fromkeys(dict(claimed.jobs), verb.seq))
         return claimed

@@ -180,14 +180,14 @@ def connect(url: str) -> Broker:
     ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite://:memory:``;
     ``redis://[user:password@]host:port/db``, ``rediss://`` (TLS), ``valkey://``, ``valkeys://``, ``unix:///path.sock``.
     Options in the query: ``prefix`` (Redis; the first part of every key, default ``spool``), ``synchronous`` (SQLite;
-    FULL, the default, or NORMAL), and those of the Redis library.
+    FULL, the default, or NORMAL), ``socket_timeout``, ``socket_connect_timeout`` (Redis, s), ``ssl_…`` (TLS).
 
     Raises `ConfigError` for an unknown scheme or option.
 
     >>> connect("sqlite://:memory:").url
     'sqlite://:memory:'
     """
-    scheme = urlsplit(url).scheme
+    scheme = urlsplit(url).scheme if "://" in url else ""
     match _SCHEMES.get(scheme):
         case "sqlite":
             from spool.broker.sqlite import SqliteBroker
@@ -198,5 +198,6 @@ def connect(url: str) -> Broker:
 
             return RedisBroker(url)
         case _:
-            shown = url if scheme == "" else f"{scheme}://…"
-            raise ConfigError(f"cannot use the broker URL {shown!r}: its scheme must be one of {', '.join(_SCHEMES)}")
+            shown = f"{scheme}://…" if scheme else url.partition(":")[0]  # what follows may hold a password
+            allowed = ", ".join(f"{each}://" for each in _SCHEMES)
+            raise ConfigError(f"cannot use the broker URL {shown!r}: it must begin with {allowed}")

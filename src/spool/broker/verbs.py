@@ -223,8 +223,12 @@ class Claim(Verb[Claimed], frozen=True):
     4. Expired incarnations are reaped (as `Retire` with reason "lost"), none during an amnesty.
     5. Due jobs join the tail of their priority, in due order.
     6. Parked jobs whose task this incarnation knows go back to their old place.
-    7. Nothing is taken from a paused queue.
-    8. From each lane at most a fair share is taken, best priority first and FIFO within one: running under the fence
+    7. Jobs that have been parked for longer than ``unroutable_after`` ms without a break, by the store's clock, die, at
+      most 100 a call: the tally gets a line "died" with the number of the attempts so far, from parking to now, with
+      ``error_type`` "Unroutable", and its numbers stay. 0: they wait for ever. None dies while there are parked jobs
+      left whose task this incarnation knows.
+    8. Nothing is taken from a paused queue.
+    9. From each lane at most a fair share is taken, best priority first and FIFO within one: running under the fence
       (incarnation, seq).
 
     The share is max(1, ceil(ready in the lane / live)), where live counts the incarnations of the queue whose lease
@@ -246,6 +250,7 @@ class Claim(Verb[Claimed], frozen=True):
     seq: int
     slots: tuple[int, int] = (1, 0)
     trial: bool = False
+    unroutable_after: int = 0
 
 
 class Done(msgspec.Struct, frozen=True, gc=False, tag=True):

@@ -24,9 +24,20 @@ if TYPE_CHECKING:
     "--concurrency", type=click.IntRange(1), default=100, show_default=True, help="Jobs at once, per process."
 )
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
-@click.option("--lease", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Seconds.")
+@click.option(
+    "--lease",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds until other workers take over the jobs of one that died.",
+)
 @click.option(
     "--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish in when stopped."
+)
+@click.option(
+    "--unroutable-after",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds after which parked jobs, whose task no worker knows, go to the dead letter queue; default never.",
 )
 @click.option("--name", default="", help="Shown with what its jobs did; default HOST:PID.")
 @click.option("--log-format", type=click.Choice(["auto", "human", "json"]), default="auto", show_default=True)
@@ -42,11 +53,15 @@ def worker(
     processes: int,
     lease: float,
     grace: float,
+    unroutable_after: float | None,
     name: str,
     log_format: Literal["auto", "human", "json"],
     log_level: Literal["debug", "info", "warning", "error"],
 ) -> int:
     """Run the jobs of an app until told to stop.
+
+    MODULE:APP names it as in shop.tasks:app, for app = Spool() in shop/tasks.py. The module has to import the modules
+    that declare its tasks.
 
     SIGTERM or Ctrl-C stops gracefully: no new jobs, --grace seconds for those that run, the rest is handed
     back. A second one stops at once.
@@ -55,7 +70,7 @@ def worker(
     from spool.supervisor import WorkerOptions, run_workers
 
     find_here()
-    served = tuple(name for part in (queues or "").split(",") if (name := part.strip()))
+    served = tuple(part.strip() for part in (queues or "").split(",") if part.strip())
     if queues is not None and not served:
         raise click.UsageError("--queues names no queue", click.get_current_context())
     return run_workers(
@@ -67,6 +82,7 @@ def worker(
             processes=processes,
             lease=lease,
             grace=grace,
+            unroutable_after=unroutable_after,
             name=name,
             log_format=log_format,
             log_level=log_level,

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -261,7 +262,7 @@ class Fleet:
                     with self._lock:
                         self._children[number].pid = pid
                 case Failed(reason, traceback):
-                    logger.debug("%s", traceback)
+                    logger.log(logging.ERROR if _is_of_the_app(traceback) else logging.DEBUG, "%s", traceback.rstrip())
                     self._fail(ConfigError(f"{self.options.app} cannot be imported: {reason}"))
                 case Exited(number, code):
                     self._bury(self._children[number], code)
@@ -372,3 +373,12 @@ def _error(kind: str, reason: str) -> SpoolError:
 
     found = getattr(spool.errors, kind, SpoolError)
     return found(reason) if isinstance(found, type) and issubclass(found, SpoolError) else SpoolError(reason)
+
+
+_OURS: Final = str(Path(__file__).parent.parent)
+
+
+def _is_of_the_app(traceback: str) -> bool:
+    """Whether a traceback leads into the app's own code, and not just to an import that found nothing."""
+    places = [line for line in traceback.splitlines() if line.lstrip().startswith('File "')]
+    return any(_OURS not in line and "importlib" not in line for line in places)

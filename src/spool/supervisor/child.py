@@ -14,7 +14,7 @@ import msgspec
 
 from spool.app import Spool
 from spool.broker import connect
-from spool.errors import SpoolError
+from spool.errors import ConfigError, SpoolError
 from spool.log import configure
 from spool.nursery import Frames, load_app, read_frame, send_frame
 from spool.supervisor.options import WorkerOptions
@@ -42,6 +42,11 @@ def work(sock: socket.socket) -> int:
     gc.set_threshold(10_000, 20, 50)
     with app.using(connect(options.url)) if options.url else contextlib.nullcontext():
         try:
+            if app.broker.url.startswith("sqlite://:memory:"):
+                raise ConfigError(
+                    "sqlite://:memory: is a store of one process, which no client of a worker process can reach; "
+                    "use a file (sqlite:///jobs.db) or Redis"
+                )
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 runner.run(_work(app, options, sock))
         except SpoolError as error:
@@ -59,6 +64,7 @@ async def _work(app: Spool, options: WorkerOptions, sock: socket.socket) -> None
         pool_size=_pool_size(options),
         lease=options.lease,
         grace=options.grace,
+        unroutable_after=options.unroutable_after,
         name=options.name,
         target=options.app,
         url=options.url,

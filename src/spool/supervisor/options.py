@@ -31,6 +31,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease: float = 10.0
     grace: float = 30.0
     """What running jobs get to finish in when the worker is asked to stop."""
+    unroutable_after: float | None = None
+    """When jobs that are parked, since no worker knows their task, go to the dead letter queue; None: never."""
     name: str = ""
     """Shown with what its jobs did; empty: ``host:pid``."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -38,6 +40,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """``auto`` is human on a terminal and JSON otherwise. Logs go to stderr."""
 
     def __post_init__(self) -> None:
-        check_limits(self.queues, self.concurrency, self.pool_size, self.lease, self.grace)
+        check_limits(
+            self.queues,
+            self.concurrency,
+            self.pool_size,
+            self.lease,
+            self.grace,
+            unroutable_after=self.unroutable_after,
+        )
         if self.processes < 1:
             raise ConfigError(f"processes must be 1 or more, not {self.processes}")

@@ -29,9 +29,10 @@ class Worker:
     ``queues``: default all that the app's tasks are declared for. ``concurrency``: jobs at a time on the loop and in
     threads (100). ``pool_size``: processes for ``process=True`` tasks (the number of CPUs if the app has such tasks,
     else 0). ``lease`` (10 s): how long the store waits for a sign of life. ``grace`` (30 s): what running jobs get when
-    the worker is asked to stop. ``name``: shown with what its jobs did (``host:pid``). ``target``
-    (``module:attribute``) and ``url`` tell the pool's processes where app and broker are; only a pool needs them.
-    ``on_life`` is called with each incarnation that has registered itself.
+    the worker is asked to stop. ``unroutable_after`` (None: never): the seconds after which jobs that are parked, since
+    no worker knows their task, go to the dead letter queue. ``name``: shown with what its jobs did (``host:pid``).
+    ``target`` (``module:attribute``) and ``url`` tell the pool's processes where app and broker are; only a pool needs
+    them. ``on_life`` is called with each incarnation that has registered itself.
 
     Raises `ConfigError` for what cannot be used.
 
@@ -51,12 +52,13 @@ class Worker:
         pool_size: int | None = None,
         lease: float = 10.0,
         grace: float = 30.0,
+        unroutable_after: float | None = None,
         name: str = "",
         target: str | None = None,
         url: str | None = None,
         on_life: Callable[[str], None] | None = None,
     ) -> None:
-        check_limits(queues, concurrency, pool_size, lease, grace)
+        check_limits(queues, concurrency, pool_size, lease, grace, unroutable_after=unroutable_after)
         declared = [task.settings.queue for task in app.tasks.values()]
         self.app = app
         self.queues = list(dict.fromkeys(check_name("queue", queue) for queue in queues or declared or ["default"]))
@@ -64,6 +66,7 @@ class Worker:
         self.pool_size = _pool_size(app, pool_size)
         self.lease = lease
         self.grace = grace
+        self.unroutable_after = unroutable_after
         self.machine = Machine()
         self.name = name or f"{self.machine.host}:{self.machine.pid}"
         self.stopping = False
@@ -84,8 +87,12 @@ class Worker:
                 self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
+        running = self._life.running if self._life is not None else 0
         if self.stopping:
             self._now.set()
+            logger.info("worker %s stops now and hands back %d jobs", self.name, running)
+        else:
+            logger.info("worker %s stops; %d jobs run and get up to %g s", self.name, running, self.grace)
         self.stopping = True
         if self._life is not None:
             self._life.wake()
@@ -97,6 +104,8 @@ class Worker:
         `BrokerRefused` or `StoreCorrupt` if the worker cannot begin at all. Cancelled, it stops at once.
         """
         self._loop = asyncio.get_running_loop()
+        if not self.app.tasks:
+            logger.warning("the app declares no tasks: all jobs will be parked; does its module import them?")
         async with AsyncExitStack() as stack:
             executor = await self._open_executor(stack)
             for lifespan in self.app.lifespans:
@@ -136,9 +145,11 @@ class Worker:
     def registered(self, incarnation: str) -> None:
         """Say that an incarnation holds its leases."""
         logger.info(
-            "worker %s is ready for %s",
+            "worker %s is ready for %s with %d tasks: %s",
             self.name,
             ", ".join(self.queues),
+            len(self.app.tasks),
+            ", ".join(list(self.app.tasks)[:20]),
             extra={"spool": {"incarnation": incarnation}},
         )
         if self._on_life is not None:
@@ -167,7 +178,15 @@ class Worker:
         )
 
 
-def check_limits(queues: Sequence[str], concurrency: int, pool_size: int | None, lease: float, grace: float) -> None:
+def check_limits(
+    queues: Sequence[str],
+    concurrency: int,
+    pool_size: int | None,
+    lease: float,
+    grace: float,
+    *,
+    unroutable_after: float | None,
+) -> None:
     """Raise `ConfigError` for settings that no worker can use."""
     if isinstance(queues, str):
         raise ConfigError(f"queues is a list of names, not the text {queues!r}")
@@ -181,6 +200,10 @@ def check_limits(queues: Sequence[str], concurrency: int, pool_size: int | None,
         raise ConfigError(f"lease must be 0.5 to 3,600 seconds, not {lease}")
     if not 0 <= grace <= 86_400:
         raise ConfigError(f"grace must be 0 to 86,400 seconds, not {grace}")
+    if unroutable_after is not None and not 0 < unroutable_after <= 1_000_000_000:
+        raise ConfigError(
+            f"unroutable_after must be more than 0, at most 1,000,000,000 seconds, not {unroutable_after}"
+        )
 
 
 def _pool_size(app: Spool, given: int | None) -> int:

@@ -32,6 +32,23 @@ from spool.job import Snapshot
 R = TypeVar("R")
 
 LAYOUT: Final = 1
+#: What a URL's query may hold besides the prefix.
+OPTIONS: Final = frozenset(
+    {
+        "db",
+        "password",
+        "socket_connect_timeout",
+        "socket_timeout",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_keyfile",
+        "ssl_password",
+        "username",
+    }
+)
 #: The verbs with which a queue begins; this process's first one adds its name to the list of queues.
 _ANNOUNCING: Final = (Enqueue, Beat)
 #: Seconds that `await_work` blocks at most.
@@ -53,6 +70,11 @@ class RedisBroker:
         if not self.prefix or set(self.prefix) & set("{} \n"):
             raise ConfigError(
                 f"the prefix {self.prefix!r} in {self.url} is not usable: one or more characters, no {{}} or spaces"
+            )
+        unknown = sorted(set(query) - OPTIONS)
+        if unknown:
+            raise ConfigError(
+                f"{self.url}: unknown option {', '.join(unknown)}; allowed are prefix, {', '.join(sorted(OPTIONS))}"
             )
         scheme = _SCHEMES.get(parts.scheme, parts.scheme)
         if scheme != "unix" and not (parts.path.strip("/") or "0").isdigit():

@@ -31,7 +31,16 @@ def hidden(url: str) -> str:
 
 
 #: Beginnings or parts of a server's error, and what they mean to a caller.
-_REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM", "READONLY", "invalid password", "invalid username", "AUTH <password>")
+_REFUSED = (
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "READONLY",
+    "invalid password",
+    "invalid username",
+    "DB index",
+    "AUTH <password>",
+)
 _AGAIN = ("LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "max number of clients", "UNKILLABLE")
 
 

@@ -34,6 +34,8 @@ from spool.job import LANES, MAIN, Attempt
 
 STEP: Final = 500
 """Jobs that one call hands back, promotes or takes out of parking."""
+UNROUTABLE: Final = 100
+"""Jobs that one claim lets die because nobody knows their task."""
 MOST: Final = 1000
 """Jobs of a lane that one claim takes, and as many that it parks on the way."""
 CHUNK: Final = 256
@@ -168,6 +170,7 @@ def claim(tx: Transaction, verb: Claim) -> Claimed | LeaseLost:
     tx.run("set_claimed", verb.seq, me.key)
     tx.idle.claimed.pop((queue.id, me.name), None)
     leases = _keep_house(tx, queue, me)
+    _bury_unroutable(tx, queue, me, verb.unroutable_after)
     jobs: list[tuple[str, bytes]] = []
     tallies: dict[str, str] = {}
     cut = False
@@ -194,12 +197,20 @@ def idle(tx: Transaction, verb: Claim) -> Claimed | None:
     leases = _leases(tx, queue, me)
     if leases.retiring or (leases.expired and tx.boot >= queue.state.amnesty) or _lines(queue, verb):
         return None
-    if not queue.state.parked.keys().isdisjoint(_names(me.tasks)):
-        return None
-    if queue.state.scheduled and tx.value("first_due", queue.id) <= tx.now:
+    if _have_to_move(tx, queue, me, verb.unroutable_after):
         return None
     tx.idle.note(queue.id, tx.boot, me.name, verb.seq)
     return Claimed(tx.now, [], {}, _next_at(tx, queue, verb, leases))
+
+
+def _have_to_move(tx: Transaction, queue: Queue, me: _Incarnation, after: int) -> bool:
+    """Return whether there are scheduled or parked jobs that do not go on waiting."""
+    state = queue.state
+    if not state.parked.keys().isdisjoint(_names(me.tasks)):
+        return True
+    if state.scheduled and tx.value("first_due", queue.id) <= tx.now:
+        return True
+    return after > 0 and bool(state.parked) and tx.value("first_parked", queue.id) < tx.now - after
 
 
 def _last_claim(tx: Transaction, queue: Queue, me: _Incarnation) -> int:
@@ -239,6 +250,25 @@ def _keep_house(tx: Transaction, queue: Queue, me: _Incarnation) -> _Leases:
             queue.to_place(row)
         tx.move(queue, known)
     return leases
+
+
+def _bury_unroutable(tx: Transaction, queue: Queue, me: _Incarnation, after: int) -> None:
+    # While there are more that this incarnation knows than one call unparks, the oldest may be among those.
+    if after <= 0 or not queue.state.parked or queue.state.parked.keys() & _names(me.tasks):
+        return
+    dead = tx.jobs("parked_before", queue.id, tx.now - after, UNROUTABLE)
+    if not dead:
+        return
+    for row in dead:
+        numbers, lines = tally_of(row)
+        since = row.at or 0
+        message = f"no worker knew the task {row.task} for {(tx.now - since) // 1000} s"
+        line = to_json(Attempt(numbers[1], "died", since, tx.now, me.name, "Unroutable", message))
+        row.tally = tally_text(numbers, f"{lines}\n{line}" if lines else line)
+        queue.bury(row, tx.now)
+    tx.move(queue, dead)
+    tx.ended.append((queue.name, [row.id for row in dead]))
+    _prune_dead(tx, queue)
 
 
 def _lines(queue: Queue, verb: Claim) -> list[int]:
@@ -289,7 +319,7 @@ def _take(tx: Transaction, queue: Queue, by: _Taking, line: int, most: int) -> l
         if not found:
             break
         after = found[-1][0].place
-        ours, parked, broken = _sort_out(queue, found, by.names)
+        ours, parked, broken = _sort_out(queue, found, by.names, tx.now)
         tx.move(queue, parked)
         tx.remove(queue, broken)
         for row, _ in ours:
@@ -304,7 +334,7 @@ def _take(tx: Transaction, queue: Queue, by: _Taking, line: int, most: int) -> l
 
 
 def _sort_out(
-    queue: Queue, found: list[tuple[Row, bytes | None]], names: frozenset[str]
+    queue: Queue, found: list[tuple[Row, bytes | None]], names: frozenset[str], now: int
 ) -> tuple[list[tuple[Row, bytes]], list[Row], list[str]]:
     """Tell what can be run from what is to be parked, and from rows without a record, which are dropped."""
     ours: list[tuple[Row, bytes]] = []
@@ -317,12 +347,12 @@ def _sort_out(
             continue
         try:
             task = _read_head(body).task
-        except msgspec.MsgspecError:  # whoever runs it will find out, and say so
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # whoever runs it will find out, and say so
             task = None
         if task is None or task in names:
             ours.append((row, body))
         else:
-            queue.park(row, task)
+            queue.park(row, task, now)
             parked.append(row)
     queue.count("repairs", len(broken))
     return ours, parked, broken

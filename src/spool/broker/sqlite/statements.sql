@@ -23,7 +23,7 @@ CREATE TABLE job (
   place INTEGER NOT NULL,             -- priority * 2^50 + sequence, its turn; when dead the sequence of its death
   record INTEGER NOT NULL,            -- record.key
   suspect INTEGER NOT NULL DEFAULT 0, -- 1: its place is among the suspects
-  at INTEGER,                         -- scheduled: when due; running: when started; dead: when it died (ms, wall clock)
+  at INTEGER,                         -- when due (scheduled), parked, started (running) or dead (ms, wall clock)
   holder INTEGER,                     -- running: incarnation.key
   fence INTEGER,                      -- running: the claim's sequence number
   task TEXT,                          -- parked: the task nobody knew
@@ -34,6 +34,7 @@ CREATE TABLE job (
 CREATE INDEX ready ON job (queue, lane, place) WHERE state = 0;
 CREATE INDEX scheduled ON job (queue, at) WHERE state = 1;
 CREATE INDEX parked ON job (queue, task, place) WHERE state = 2;
+CREATE INDEX unroutable ON job (queue, at) WHERE state = 2;
 CREATE INDEX suspect ON job (queue, place) WHERE state = 3;
 CREATE INDEX running ON job (queue, holder) WHERE state = 4;
 CREATE INDEX dead ON job (queue, place) WHERE state = 5;
@@ -167,6 +168,12 @@ SELECT * FROM job WHERE queue = ? AND state = 1 AND at <= ? ORDER BY at, id LIMI
 
 -- name: parked_of
 SELECT * FROM job WHERE queue = ? AND state = 2 AND task = ? ORDER BY place LIMIT ?;
+
+-- name: first_parked
+SELECT min(at) FROM job WHERE queue = ? AND state = 2;
+
+-- name: parked_before
+SELECT * FROM job WHERE queue = ? AND state = 2 AND at < ? ORDER BY at, id LIMIT ?;
 
 -- name: ready_of
 SELECT * FROM job WHERE queue = ? AND lane = ? AND state = 0 AND place > ? ORDER BY place LIMIT ?;

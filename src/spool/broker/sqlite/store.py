@@ -186,8 +186,8 @@ class Queue:
     def schedule(self, row: Row, due: int) -> None:
         self._put(row, SCHEDULED, min(due, FAR))
 
-    def park(self, row: Row, task: str) -> None:
-        self._put(row, PARKED, task=task)
+    def park(self, row: Row, task: str, now: int) -> None:
+        self._put(row, PARKED, now, task)
 
     def take(self, row: Row, holder: int, fence: int, now: int) -> None:
         self._put(row, RUNNING, now)

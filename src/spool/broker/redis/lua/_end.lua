@@ -28,16 +28,33 @@ local function remember(kind, ids)
   redis.call('PEXPIRE', key, 7 * DAY)
 end
 
+local function prune_dead()
+  local key = P .. 'dead'
+  local old = redis.call('ZRANGEBYSCORE', key, '-inf', now - 30 * DAY, 'LIMIT', 0, 100)
+  local over = redis.call('ZCARD', key) - #old - 100000
+  if over > 0 then
+    for _, id in ipairs(redis.call('ZRANGE', key, #old, #old + math.min(over, 100) - 1)) do old[#old + 1] = id end
+  end
+  if #old == 0 then return end
+  redis.call('ZREM', key, unpack(old))
+  redis.call('HDEL', P .. 'jobs', unpack(old))
+  redis.call('HDEL', P .. 'tally', unpack(old))
+  count('pruned', #old)
+end
+
+-- Takes a parked job out of where it waits; returns whether it was there.
+local function leave_parked(id, body)
+  local task = task_of(body)
+  if not task or redis.call('ZREM', P .. 'parked:' .. task, id) == 0 then return false end
+  redis.call('ZREM', P .. 'unroutable', id)
+  if redis.call('EXISTS', P .. 'parked:' .. task) == 0 then redis.call('SREM', P .. 'parked', task) end
+  return true
+end
+
 -- Takes a job that has not started out of whatever it waits in; returns whether it was there.
 local function unqueue(id, body)
   for lane = 0, 2 do
     if redis.call('ZREM', LANES[lane], id) == 1 then return true end
   end
-  if redis.call('ZREM', P .. 'scheduled', id) == 1 then return true end
-  local task = task_of(body)
-  if task and redis.call('ZREM', P .. 'parked:' .. task, id) == 1 then
-    if redis.call('EXISTS', P .. 'parked:' .. task) == 0 then redis.call('SREM', P .. 'parked', task) end
-    return true
-  end
-  return false
+  return redis.call('ZREM', P .. 'scheduled', id) == 1 or leave_parked(id, body)
 end

@@ -7,9 +7,10 @@
 -- P..ready:1       zset    id by place                      process lane
 -- P..suspect       zset    id by place
 -- P..scheduled     zset    id by due time
--- P..dead          zset    id by time of death              bounded by count and age (settle.lua)
+-- P..dead          zset    id by time of death              bounded by count and age (_end.lua)
 -- P..parked        set     task names that have parked jobs
 -- P..parked:<task> zset    id by place; a suspect's place is negative
+-- P..unroutable    zset    id by time of parking            exactly those that are parked
 -- P..run:<inc>     hash    id -> "<seq>:<lane>:<started>:<place>"   what an incarnation holds; gone when it is retired
 -- P..leases        zset    incarnation by end of its lease
 -- P..inc:<inc>     hash    claim, settle (last seqs), reply (of that settle), lease, tasks; gone when it is retired

@@ -46,7 +46,7 @@ local function hand_back(id, entry, inc, reason, detail)
     end
   end
   count(reason, 1)
-  local line = string.format('[%d,"%s",%s,%d,%s,"%s",%s]', numbers[2], reason, started, now, cjson.encode(inc), error_type, cjson.encode(message))
+  local line = attempt_line(numbers[2], reason, started, inc, error_type, message)
   redis.call('HSET', P .. 'tally', id, write_tally(numbers, lines, line))
   redis.call('ZADD', target, place, id)
 end

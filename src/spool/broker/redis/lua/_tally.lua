@@ -8,6 +8,10 @@ local function read_tally(text)
   return numbers, lines
 end
 
+local function attempt_line(number, outcome, started, inc, error_type, message)
+  return string.format('[%d,"%s",%s,%d,%s,"%s",%s]', number, outcome, started, now, cjson.encode(inc), error_type, cjson.encode(message))
+end
+
 local function write_tally(numbers, lines, line)
   local parts = {}
   for i, number in ipairs(numbers) do parts[i] = string.format('%d', number) end

@@ -1,5 +1,5 @@
 -- include: _keys, _records, _tally, _endings, _end, _lease
--- ARGV: now, incarnation, seq, main slots, process slots, trial ("1" or "").
+-- ARGV: now, incarnation, seq, main slots, process slots, trial ("1" or ""), unroutable after (ms; 0 never).
 -- Returns {now, next_at or "", {ids}, {records}, {id, tally, ...}}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 
@@ -83,10 +83,37 @@ local function unpark()
       local place = tonumber(flat[i + 1])
       if place < 0 then lane, place = 2, -place end
       redis.call('ZADD', LANES[lane], place, flat[i])
+      redis.call('ZREM', P .. 'unroutable', flat[i])
     end
     budget = budget - #flat / 2
     if redis.call('EXISTS', key) == 0 then redis.call('SREM', P .. 'parked', task) end
   end
+end
+
+local function bury_unroutable(after)
+  local flat = redis.call('ZRANGEBYSCORE', P .. 'unroutable', '-inf', '(' .. now - after, 'WITHSCORES', 'LIMIT', 0, 100)
+  -- While there are more that this incarnation knows than one call unparks, the oldest may be among those.
+  if #flat == 0 or #redis.call('SINTER', P .. 'parked', tasks) > 0 then return end
+  local dead = {}
+  for i = 1, #flat, 2 do
+    local id, since = flat[i], flat[i + 1]
+    local body = redis.call('HGET', P .. 'jobs', id) or ''
+    if leave_parked(id, body) then
+      local numbers, lines = read_tally(redis.call('HGET', P .. 'tally', id))
+      local message = string.format('no worker knew the task %s for %d s', task_of(body), math.floor((now - since) / 1000))
+      local line = attempt_line(numbers[2], 'died', since, inc, 'Unroutable', message)
+      redis.call('HSET', P .. 'tally', id, write_tally(numbers, lines, line))
+      redis.call('ZADD', P .. 'dead', now, id)
+      dead[#dead + 1] = id
+    else -- damaged: it must not be in the way of the others
+      redis.call('ZREM', P .. 'unroutable', id)
+    end
+  end
+  if #dead == 0 then return end
+  redis.call('HDEL', P .. 'cancel', unpack(dead))
+  count('dead', #dead)
+  tell(dead)
+  prune_dead()
 end
 
 -- Most claims have nothing to keep in order, and find that out with a look at what comes first.
@@ -110,7 +137,11 @@ if due and due <= now then
   promote()
   due = first_due()
 end
-if rare and call('EXISTS', P .. 'parked') == 1 then unpark() end
+if rare and call('EXISTS', P .. 'parked') == 1 then
+  local after = tonumber(ARGV[7])
+  unpark()
+  if after > 0 then bury_unroutable(after) end
+end
 
 local lapsed = tonumber(leases[2]) <= now -- which only an amnesty leaves
 local live = lapsed and call('ZCOUNT', P .. 'leases', '(' .. now, '+inf') or call('ZCARD', P .. 'leases')
@@ -145,6 +176,7 @@ local function wanted(id, body, lane, place)
   end
   call('SADD', P .. 'parked', task)
   call('ZADD', P .. 'parked:' .. task, lane == 2 and -tonumber(place) or place, id)
+  call('ZADD', P .. 'unroutable', now, id)
   return false
 end
 

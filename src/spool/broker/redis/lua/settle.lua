@@ -27,20 +27,6 @@ local function finish(ids, endings, kind, ttl)
   tell(ids, endings)
 end
 
-local function prune_dead()
-  local key = P .. 'dead'
-  local old = redis.call('ZRANGEBYSCORE', key, '-inf', now - 30 * DAY, 'LIMIT', 0, 100)
-  local over = redis.call('ZCARD', key) - #old - 100000
-  if over > 0 then
-    for _, id in ipairs(redis.call('ZRANGE', key, #old, #old + math.min(over, 100) - 1)) do old[#old + 1] = id end
-  end
-  if #old == 0 then return end
-  redis.call('ZREM', key, unpack(old))
-  redis.call('HDEL', P .. 'jobs', unpack(old))
-  redis.call('HDEL', P .. 'tally', unpack(old))
-  count('pruned', #old)
-end
-
 local function retell(ids, tallies)
   local pairs_ = {}
   for i, id in ipairs(ids) do pairs_[2 * i - 1], pairs_[2 * i] = id, tallies[i] end

@@ -196,7 +196,7 @@ class TestConnecting:
 
     @pytest.mark.parametrize("url", ["amqp://localhost", "spool.db", "://", "http//x"])
     def test_an_unknown_scheme(self, url):
-        with pytest.raises(ConfigError, match="its scheme must be one of sqlite, redis"):
+        with pytest.raises(ConfigError, match="must begin with sqlite://, redis://"):
             Spool(url).broker  # noqa: B018
 
     def test_the_environment_names_the_store(self, monkeypatch):

@@ -141,6 +141,7 @@ def test_help_loads_little():
         (["worker", "no_such_module:app", "--log-format", "human"], "no_such_module"),
         (["worker"], "MODULE:APP"),
         (["worker", "os:path", "--queues", ","], "--queues"),
+        (["worker", "os:path", "--unroutable-after", "0"], "--unroutable-after"),
         (["enqueue", "no_such_module:task"], "no_such_module"),
         (["enqueue", "justaname"], "module:task"),
         (["enqueue", "os:path"], "no task"),
@@ -435,6 +436,14 @@ def test_worker_runs_what_enqueue_waits_for(run, module, url, broker, tmp_path):
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0
     assert all(json.loads(line) for line in errors.splitlines())
+
+
+def test_worker_hands_its_options_on(run, monkeypatch):
+    given = []
+    monkeypatch.setattr("spool.supervisor.run_workers", lambda options: given.append(options) or 0)
+    assert run("worker", "shop:app").code == 0
+    assert run("worker", "shop:app", "--unroutable-after", "1.5").code == 0
+    assert [each.unroutable_after for each in given] == [None, 1.5]
 
 
 def test_wait_gives_up(run, module, broker):

@@ -11,10 +11,11 @@ import msgspec
 import pytest
 
 from spool import BrokerRefused, ConfigError, State, StoreCorrupt
-from spool.broker import Broker, Find, Stats, connect
+from spool.broker import Broker, Enqueue, Find, Stats, connect
 from spool.job import view
 from spool.supervisor import Fleet, WorkerOptions
 from tests import shop
+from tests.contract.driver import job
 from tests.eventually import eventually
 
 
@@ -88,6 +89,12 @@ def test_a_fleet_works(broker, url):
     assert all(gone(pid) for pid in [*pids, pid])
     stats = broker.call(Stats("default"))
     assert (stats.workers, stats.totals) == (0, {"enqueued": 51, "done": 51})
+
+
+def test_the_children_are_told_when_parked_jobs_are_to_die(broker, url):
+    broker.call(Enqueue("default", [job("a", "unknown")]))
+    with Fleet(options(url, unroutable_after=0.05)):
+        assert broker.ended("default", "a", 20).state is State.DEAD
 
 
 def test_a_child_that_dies_is_replaced_and_its_jobs_run_again_at_once(broker, url, tmp_path):
@@ -184,7 +191,9 @@ def test_a_store_that_is_not_there_is_waited_for():
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("settings", [{"processes": 0}, {"concurrency": 0}, {"lease": 0}, {"queues": ("a/b",)}])
+@pytest.mark.parametrize(
+    "settings", [{"processes": 0}, {"concurrency": 0}, {"lease": 0}, {"unroutable_after": 0}, {"queues": ("a/b",)}]
+)
 def test_options_that_make_no_sense_are_refused(settings):
     with pytest.raises(ConfigError):
         WorkerOptions(app="tests.shop:app", **settings)
@@ -202,7 +211,10 @@ def test_sigterm_stops_in_order(broker, url, tmp_path):
         assert process.wait(10) == 0
         errors = process.stderr.read()
     assert handle.status() is State.DONE
-    assert [msgspec.json.decode(line)["level"] for line in errors.splitlines()] == ["info"]
+    lines = [msgspec.json.decode(line) for line in errors.splitlines()]
+    assert {line["level"] for line in lines} == {"info"}
+    assert "is ready for" in lines[0]["message"]
+    assert "stops; 1 jobs run" in lines[-1]["message"]
 
 
 def test_a_signal_to_the_whole_group_is_no_more_than_one(broker, url, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import inspect
 import os
 import random
@@ -139,8 +140,8 @@ class Spool:
         backoff: Backoff = DEFAULT_BACKOFF,
         retry_on: Exceptions = Exception,
         no_retry_on: Exceptions = (),
-        timeout: float | None = None,
-        result_ttl: float = 3600.0,
+        timeout: float | dt.timedelta | None = None,
+        result_ttl: float | dt.timedelta = 3600.0,
         max_crashes: int = 3,
         process: bool = False,
     ) -> TaskDecorator: ...
@@ -157,8 +158,8 @@ class Spool:
         backoff: Backoff = DEFAULT_BACKOFF,
         retry_on: Exceptions = Exception,
         no_retry_on: Exceptions = (),
-        timeout: float | None = None,
-        result_ttl: float = 3600.0,
+        timeout: float | dt.timedelta | None = None,
+        result_ttl: float | dt.timedelta = 3600.0,
         max_crashes: int = 3,
         process: bool = False,
     ) -> Any:
@@ -167,20 +168,22 @@ class Spool:
         ``name`` (default: the function's own) is what jobs are stored under and has to stay the same while any are.
         ``retries`` counts attempts after the first, spaced by ``backoff``, after exceptions of ``retry_on`` that are
         not of ``no_retry_on``. ``timeout`` limits one attempt, in seconds (default: none). The result is kept for
-        ``result_ttl`` seconds; 0 keeps only that the job ended. After ``max_crashes`` attempts that took their worker
-        down the job is dead. ``async def`` runs on the worker's event loop, ``def`` in a thread, or with ``process`` in
-        a process pool.
+        ``result_ttl`` seconds; 0 keeps only that the job ended. ``async def`` runs on the worker's event
+        loop, ``def`` in a thread, or with ``process`` in a process pool; there the job is dead after ``max_crashes``
+        attempts that took their process down.
 
         Raises `TaskExists` for a name taken twice and `ConfigError` for a setting that cannot be used.
         """
         policy = RetryPolicy(
-            retries, backoff, _exceptions("retry_on", retry_on), _exceptions("no_retry_on", no_retry_on)
+            retries, _backoff(backoff), _exceptions("retry_on", retry_on), _exceptions("no_retry_on", no_retry_on)
         )
 
         def declare(fn: Callable[..., Any]) -> Task[..., Any]:
             kind = _kind(fn, process=process)
             named = name if name is not None else getattr(fn, "__name__", "")
-            settings = TaskSettings(named, kind, queue, priority, policy, timeout, result_ttl, max_crashes)
+            limit = None if timeout is None else seconds("timeout", timeout)
+            kept = seconds("result_ttl", result_ttl)
+            settings = TaskSettings(named, kind, queue, priority, policy, limit, kept, max_crashes)
             return self._declare(Task(fn, settings, self))
 
         return declare if fn is None else declare(fn)
@@ -239,6 +242,8 @@ class Spool:
 
     def _connect(self) -> Broker:
         url = self._url or os.environ.get("SPOOL_URL") or DEFAULT_URL
+        if not isinstance(url, str) and not callable(getattr(url, "acall", None)):
+            raise ConfigError(f"a broker is named by a URL, as redis://localhost or sqlite:///jobs.db, not by {url!r}")
         broker = connect(url) if isinstance(url, str) else url
         # Two threads may come here at once; no lock, since another thread may hold it during a fork.
         first = self._made.setdefault("broker", broker)
@@ -462,6 +467,12 @@ def _pauses(timeout: float) -> Iterator[float]:
     while (left := end - time.monotonic()) > 0:
         yield min(left, delay(_RESEND, failures, random.random()))  # noqa: S311 - jitter
         failures += 1
+
+
+def _backoff(given: object) -> Backoff:
+    if not isinstance(given, Backoff):
+        raise ConfigError(f"backoff must be a Backoff, as Backoff(base=1, cap=300), not {given!r}")
+    return given
 
 
 def _exceptions(name: str, given: Exceptions) -> tuple[type[BaseException], ...]:

@@ -37,6 +37,9 @@ stay readable as ``__cause__``.
 
 from __future__ import annotations
 
+import datetime as dt
+import math
+
 
 class SpoolError(Exception):
     """Base of all errors."""
@@ -151,17 +154,26 @@ class Directive(Exception):
     """What a task raises to say how its attempt is to end."""
 
 
+def _seconds(name: str, delay: object) -> float:
+    if isinstance(delay, dt.timedelta):
+        delay = delay.total_seconds()
+    if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay < math.inf:
+        raise ConfigError(f"{name}(delay={delay!r}): a delay is a number of seconds, 0 or more, or a timedelta")
+    return float(delay)
+
+
 class Retry(Directive):
-    """Try again after ``delay`` seconds (default: the task's backoff). Counts as a failed attempt.
+    """Try again after ``delay`` seconds or a timedelta (default: the task's backoff). Counts as a failed attempt.
 
     >>> raise Retry("rate limited", delay=30)
     Traceback (most recent call last):
     spool.errors.Retry: rate limited
     """
 
-    def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
+    def __init__(self, reason: str = "", *, delay: float | dt.timedelta | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.delay = reason, delay
+        self.reason = reason
+        self.delay = None if delay is None else _seconds("Retry", delay)
 
 
 class Cancel(Directive):
@@ -173,8 +185,8 @@ class Cancel(Directive):
 
 
 class Release(Directive):
-    """Hand the job back and let it start again after ``delay`` seconds (default 0.1). Counts as no failure."""
+    """Hand the job back, to start again after ``delay`` (seconds or a timedelta, default 0.1 s). No failure."""
 
-    def __init__(self, reason: str = "", *, delay: float = 0.1) -> None:
+    def __init__(self, reason: str = "", *, delay: float | dt.timedelta = 0.1) -> None:
         super().__init__(reason)
-        self.reason, self.delay = reason, delay
+        self.reason, self.delay = reason, _seconds("Release", delay)

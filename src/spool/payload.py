@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import enum
 import inspect
+import itertools
 import math
 import re
 import types
@@ -206,7 +208,7 @@ class Signature:
         except RecursionError as error:
             raise self._error(PayloadError, parameter.name, _TOO_DEEP) from error
         except Exception as error:
-            raise self._error(ArgumentError, parameter.name, _lower(error)) from error
+            raise self._error(ArgumentError, parameter.name, _lower(error) + _choices(parameter.type)) from error
         if kind not in _SCALARS:
             self._verify(parameter, value)
         return value
@@ -251,7 +253,7 @@ class Signature:
         try:
             return parameter.decode(raw)
         except Exception as error:
-            raise self._error(ArgumentError, parameter.name, _lower(error)) from error
+            raise self._error(ArgumentError, parameter.name, _lower(error) + _choices(parameter.type)) from error
 
     def read_result(self, raw: msgspec.Raw | bytes) -> Any:
         """Return a result, restored to the annotated return type. Raises `PayloadError` if it does not fit that."""
@@ -275,7 +277,8 @@ class Signature:
     def _parameter(self, name: str) -> Parameter:
         parameter = self._keyword.get(name) or (self._free and self._free._replace(name=name))
         if parameter is None:
-            raise ArgumentError(f"task {self._task!r} has no parameter {name!r}")
+            has = ", ".join(dict.fromkeys([*(each.name for each in self._positional), *self._keyword])) or "none"
+            raise ArgumentError(f"task {self._task!r} has no parameter {name!r}; it has {has}")
         return parameter
 
     def _pairs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[tuple[Parameter, Any]]:
@@ -400,6 +403,17 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OverflowError):
         return "integers must fit into 64 bits"
     return _lower(error)
+
+
+def _choices(wanted: Any) -> str:
+    """Say what an enum or a `Literal` allows: msgspec's own message doesn't."""
+    choices: Iterable[Any] = ()
+    if typing.get_origin(wanted) is typing.Literal:
+        choices = typing.get_args(wanted)
+    elif isinstance(wanted, enum.EnumType):
+        choices = [each.value for each in typing.cast("Iterable[enum.Enum]", wanted)]
+    listed = ", ".join(map(repr, itertools.islice(choices, 20)))
+    return f"; allowed: {listed}" if listed else ""
 
 
 def _lower(error: BaseException) -> str:

@@ -76,8 +76,8 @@ class TaskSettings(msgspec.Struct, frozen=True):
         check_priority(self.priority)
         check_count("retries", self.retry.retries)
         check_count("max_crashes", self.max_crashes, least=1)
-        if self.timeout is not None and seconds("timeout", self.timeout) == 0:
-            raise ConfigError("timeout must be more than 0 seconds; None is no timeout")
+        if self.timeout is not None:
+            _timeout(self.timeout)
         seconds("result_ttl", self.result_ttl)
 
 
@@ -100,6 +100,13 @@ def seconds(name: str, value: object) -> float:
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_SECONDS:
         raise ConfigError(f"{name} must be a number of seconds, 0 or more and at most 100 years, not {value!r}")
     return number
+
+
+def _timeout(value: object) -> float:
+    timeout = seconds("timeout", value)
+    if timeout == 0:
+        raise ConfigError("timeout must be more than 0 seconds; None is no timeout")
+    return timeout
 
 
 class Client(Protocol):
@@ -217,16 +224,16 @@ class Task(Generic[P, R_co, C_co]):
         priority: Priority | None = None,
         queue: str | None = None,
         retries: int | None = None,
-        timeout: float | None = None,
-        result_ttl: float | None = None,
+        timeout: float | dt.timedelta | None = None,
+        result_ttl: float | dt.timedelta | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Configured[P, R_co]:
         """Return this task with other settings for the calls made through it. None leaves a setting as declared.
 
-        ``delay`` is in seconds, ``at`` a time with its zone; the job is ready then, or at once if that is past. ``id``
-        makes the call idempotent: while the id is known, a second call stores nothing and its handle has
-        ``created=False``; with other arguments it raises `JobConflict`. ``headers``, up to 8 KiB, travel with
-        the job.
+        ``delay``, ``timeout`` and ``result_ttl`` are in seconds or timedeltas, ``at`` is a time with its zone; the job
+        is ready then, or at once if that is past. ``id`` makes the call idempotent: while the id is known, a second
+        call stores nothing and its handle has ``created=False``; with other arguments it raises `JobConflict`.
+        ``headers``, up to 8 KiB, travel with the job.
 
         Raises `ConfigError` for a value that cannot be used.
 
@@ -438,14 +445,16 @@ def _left(deadline: float) -> float | None:
     return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
 
-def _overrides(retries: int | None, timeout: float | None, result_ttl: float | None) -> Options | None:
+def _overrides(
+    retries: int | None, timeout: float | dt.timedelta | None, result_ttl: float | dt.timedelta | None
+) -> Options | None:
     if retries is not None:
         check_count("retries", retries)
-    if timeout is not None and seconds("timeout", timeout) == 0:
-        raise ConfigError("timeout must be more than 0 seconds")
-    if result_ttl is not None:
-        seconds("result_ttl", result_ttl)
-    options = Options(retries, timeout, result_ttl)
+    options = Options(
+        retries,
+        None if timeout is None else _timeout(timeout),
+        None if result_ttl is None else seconds("result_ttl", result_ttl),
+    )
     return None if options == Options() else options
 
 

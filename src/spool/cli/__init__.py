@@ -14,6 +14,8 @@ from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 
 _BAD_USAGE = (ConfigError, TaskError, PayloadError)
 _INTERRUPTED = 130
+# New in click 8.2; before, it printed by itself.
+_NO_ARGUMENTS: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,6 +48,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.Abort:
         return _INTERRUPTED
     except click.ClickException as error:
+        if isinstance(error, _NO_ARGUMENTS):
+            click.echo(error.format_message(), err=True)  # the help text, as it is
+            return error.exit_code
         context = getattr(error, "ctx", None)
         _complain(error.format_message(), context.command_path if context else "spool")
         return error.exit_code

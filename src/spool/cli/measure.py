@@ -85,7 +85,7 @@ def demo(*, directory: str | None, url: str | None, processes: int | None, keep:
         click.echo(f"kept: spool dead list --url '{report.broker}'", err=True)
 
 
-@click.group()
+@click.group(short_help="Measure throughput, latency and memory.")
 def bench() -> None:
     """Measure throughput, latency and memory, with every job accounted for.
 
@@ -93,7 +93,7 @@ def bench() -> None:
     """
 
 
-@bench.command()
+@bench.command(short_help="A fixed small load, against the project's targets.")
 @click.option("--url", help="Broker; default a temporary SQLite file.")
 @click.option(
     "--json",

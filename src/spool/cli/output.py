@@ -42,8 +42,14 @@ def print_json(value: Any) -> None:
     """Print one JSON document, indented."""
     import msgspec
 
-    encoded = msgspec.json.encode(value, enc_hook=repr)
+    encoded = msgspec.json.encode(value, enc_hook=_plain)
     sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+
+
+def _plain(value: Any) -> Any:
+    # pydantic models are known by their methods, as in spool.payload
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json", by_alias=True) if dump else repr(value)
 
 
 def printable(value: object, *, lines: bool = False) -> str:

@@ -73,7 +73,11 @@ def purge(context: click.Context, *, url: str | None, queue: str, dead: bool, ye
     states = (*_WAITING, State.DEAD) if dead else _WAITING
     with opened(url or context.obj) as broker:
         if not yes:
-            click.confirm(f"Delete every waiting job of {queue!r} on {broker.url}?", abort=True, err=True)
+            try:
+                click.confirm(f"Delete every waiting job of {queue!r} on {broker.url}?", abort=True, err=True)
+            except click.Abort:  # a no, Ctrl-C, or nobody is there to answer
+                click.echo("\nnothing is deleted; --yes answers beforehand", err=True)
+                raise
         changed = act_on_chosen(broker, Delete(), Choice(queue=queue, states=states))
     click.echo(f"{changed} {'job' if changed == 1 else 'jobs'} deleted")
 
@@ -82,9 +86,12 @@ def _switch(url: str | None, action: Action, names: Sequence[str], done: str) ->
     from spool.broker import Act
 
     with opened(url) as broker:
+        known = queue_names(broker, None)
         for name in names:
             broker.call(Act(name, action))
             click.echo(f"{name} {done}")
+            if name not in known:
+                click.echo(f"{name} is new to this store; it knows {', '.join(known) or 'no queue'}", err=True)
 
 
 def _list(url: str | None, *, as_json: bool) -> None:

@@ -58,7 +58,7 @@ def opened(url: str | None) -> Generator[Broker]:
 
     url = url or os.environ.get("SPOOL_URL") or DEFAULT_URL
     if url.startswith("sqlite:///") and not Path(path := unquote(urlsplit(url).path)[1:]).exists():
-        raise ConfigError(f"there is no SQLite file {path!r} (from {url})")
+        raise ConfigError(f"there is no SQLite file {path!r} (from {url}); --url or SPOOL_URL name another store")
     broker = connect(url)
     try:
         yield broker

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import msgspec
 
+from spool import nursery
 from spool.app import Spool
 from spool.broker import connect
-from spool.errors import ConfigError, PayloadError, TaskUnknown
+from spool.cli.output import printable
+from spool.errors import ConfigError, PayloadError, SpoolError, TaskUnknown
 from spool.nursery import load_app
 from spool.task import Task
+
+_OURS = frozenset((__file__, nursery.__file__, contextlib.__file__))
 
 AnyTask = Task[..., Any]
 
@@ -35,17 +42,39 @@ def load_task(target: str) -> tuple[Spool | None, AnyTask]:
     if not module or not name:
         raise ConfigError(f"a task is named as module:task or module:app:task, not {target!r}")
     if colon:
-        app = load_app(f"{module}:{app_name}")
+        with importing(module):
+            app = load_app(f"{module}:{app_name}")
         if name not in app.tasks:
             raise TaskUnknown(f"{module}:{app_name} has no task {name!r}; it has {', '.join(app.tasks) or 'none'}")
         return app, app.tasks[name]
-    names = vars(_imported(module, target))
+    with importing(module):
+        names = vars(_imported(module, target))
     if not isinstance(names.get(name), Task):
         what = f"no task {name!r} but a {type(names[name]).__name__}" if name in names else f"no attribute {name!r}"
         raise ConfigError(f"module {module!r} has {what}; name one as module:task or module:app:task")
     task: AnyTask = names[name]
     apps = [each for each in names.values() if isinstance(each, Spool) and task in each.tasks.values()]
     return (apps[0] if apps else None), task
+
+
+@contextmanager
+def importing(module: str) -> Generator[None]:
+    """Show where the user's own code failed, without our frames, and raise `ConfigError`."""
+    try:
+        yield
+    except SpoolError:
+        raise
+    except (Exception, SystemExit) as error:
+        trace = error.__traceback__
+        while trace and _is_ours(trace.tb_frame.f_code.co_filename):
+            trace = trace.tb_next
+        shown = "".join(traceback.format_exception(error.with_traceback(trace)))
+        click.echo(printable(shown, lines=True), err=True, nl=False)
+        raise ConfigError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _is_ours(file: str) -> bool:
+    return file in _OURS or "importlib" in file
 
 
 def _imported(module: str, target: str) -> ModuleType:

@@ -14,7 +14,7 @@ import ssl
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -118,51 +118,60 @@ class RedisBroker:
                 for line in (mine.line, mine.idle, mine.post.ears):
                     line.abandon()
 
-    @contextlib.contextmanager
-    def _lend(self) -> Generator[BlockingLine]:
-        """Lend a connection that no other thread uses; one that failed in whatever way is not used again."""
+    def _take(self) -> BlockingLine:
+        """Return a connection that no other thread uses."""
         if self._closed:
             raise BrokerUnavailable(f"the broker {self.url} was closed")
-        line = None
-        while self._idle and line is None:
+        while self._idle:
             with contextlib.suppress(IndexError):  # another thread was quicker
                 line = self._idle.pop()
-                if line.stale:
-                    line.close()
-                    line = None
-        line = line or BlockingLine(self._address)
+                if not line.stale:
+                    return line
+                line.close()
+        return BlockingLine(self._address)
+
+    def _use(self, what: Callable[[BlockingLine], Any]) -> Any:
+        line = self._take()
         try:
-            yield line
+            reply = what(line)
         except ServerError:
             self._idle.append(line)
             raise
-        except BaseException:
+        except BaseException:  # it may still get the reply that we do not wait for
             line.close()
             raise
         self._idle.append(line)
+        return reply
+
+    def _ask(self, call: Call) -> Any:
+        return self._use(lambda line: line.run(call))
+
+    def _command(self, *command: str | bytes | float) -> Any:
+        return self._use(lambda line: line.send(*command))
+
+    # The two ways to call map errors themselves: a context manager would be a tenth of their work.
 
     def call(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.call`."""
-        with mapped(self.url):
+        try:
             if not self._checked:
                 self._check()
-            with self._lend() as line:
-                if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
-                    line.send("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
-                    self._announced.add(verb.queue)
-                call = self._form(verb)
-                reply = line.run(call)
+            if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
+                self._command("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
+                self._announced.add(verb.queue)
+            call = self._form(verb)
+            reply = self._ask(call)
+        except SpoolError:
+            raise
+        except (ServerError, OSError) as error:
+            raise translate(self.url, error) from error
         parsed: R = call.parse(reply)
         return parsed
-
-    def _ask(self, call: Call) -> Any:
-        with self._lend() as line:
-            return line.run(call)
 
     async def acall(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.acall`."""
         line = self._here().line
-        try:  # spelled out, since a context manager would be a tenth of the work of a call
+        try:
             if not self._checked:
                 await asyncio.to_thread(self._check)
             if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
@@ -183,16 +192,15 @@ class RedisBroker:
     def _check(self) -> None:
         """Refuse, once per process, a server that would lose jobs or that holds a newer layout."""
         key = queue_key(self.prefix, "spool") + "layout"
-        with self._lend() as line:
-            try:
-                info: bytes = line.send("INFO")
-            except ServerError as error:  # a user who may not ask
-                if "NOPERM" not in str(error):
-                    raise
-                info = b""
-            self._judge(dict(row.split(":", 1) for row in info.decode().splitlines() if ":" in row))
-            line.send("SET", key, LAYOUT, "NX")
-            self._judge_layout(line.send("GET", key))
+        try:
+            info: bytes = self._command("INFO")
+        except ServerError as error:  # a user who may not ask
+            if "NOPERM" not in str(error):
+                raise
+            info = b""
+        self._judge(dict(row.split(":", 1) for row in info.decode().splitlines() if ":" in row))
+        self._command("SET", key, LAYOUT, "NX")
+        self._judge_layout(self._command("GET", key))
 
     def _judge(self, info: dict[str, str]) -> None:
         version = info.get("redis_version", "6.2")

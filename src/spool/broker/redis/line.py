@@ -56,6 +56,9 @@ class Address(msgspec.Struct, frozen=True):
 _BUFFER: Final = 256 * 1024
 
 
+#: Seconds after its last use for which a connection is taken for a good one without a look.
+FRESH: Final = 0.05
+
 _library: Any = hiredis
 _pack: Callable[[Any], bytes] = _library.pack_command  # annotated there for one element alone
 
@@ -280,7 +283,9 @@ class BlockingLine:
         self._reader = _parser()
         self._messages: deque[bytes] = deque()
         self._sock = _open(address)
+        self._used = monotonic()
         try:
+            self._sock.settimeout(self._timeout)
             for command in address.greeting(channel):
                 self.send(*command)
         except BaseException:
@@ -292,7 +297,7 @@ class BlockingLine:
     @property
     def stale(self) -> bool:
         """Whether the server has closed the connection, or said something that nobody asked for."""
-        return bool(self._poll.poll(0))
+        return monotonic() - self._used > FRESH and bool(self._poll.poll(0))
 
     def run(self, call: Call) -> Any:
         """Send a script by name, and in full if the server does not know it."""
@@ -306,9 +311,9 @@ class BlockingLine:
 
     def send(self, *command: str | bytes | float) -> Any:
         """Send one command and return its reply."""
-        self._sock.settimeout(self._timeout)
         self._sock.sendall(_pack(command))
         reply = self._read()
+        self._used = monotonic()
         if isinstance(reply, ServerError):
             raise reply
         return reply
@@ -319,6 +324,7 @@ class BlockingLine:
             self._sock.settimeout(max(timeout, 0.001))
             with contextlib.suppress(TimeoutError):
                 self._messages.append(self._read()[2])
+            self._sock.settimeout(self._timeout)
         return self._messages.popleft() if self._messages else None
 
     def _read(self) -> Any:

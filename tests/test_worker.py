@@ -509,6 +509,17 @@ async def test_a_store_that_refuses_at_the_start_ends_the_worker(app, wire):
         await Worker(app).run()
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyError])
+async def test_a_worker_whose_beats_cannot_go_on_ends(app, wire, error):
+    def fail(verb: Any) -> None:
+        if isinstance(verb, Beat) and len(wire.all(Beat)) > 1:
+            raise error("beyond repair")
+
+    wire.before = fail
+    with pytest.raises(error, match="beyond repair"):
+        await Worker(app, lease=0.5).run()
+
+
 async def test_a_store_that_is_not_there_yet_is_waited_for_and_stopping_does_not(app, wire):
     def refuse(_: Any) -> None:
         raise BrokerUnavailable("not yet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -98,12 +99,13 @@ class Heart:
                 self._write_row()
                 self._kicked.wait(min(1.0, self._lease / 10))
                 self._kicked.clear()
-        except RuntimeError:
-            if not self._stopped:  # else the loop is closed, and so are we
-                raise
         except Exception as error:
+            if self._stopped and isinstance(error, RuntimeError):
+                return  # the loop is closed, and so are we
+            # A worker without beats would work on until its jobs are given away, and never know.
             logger.exception("the beat thread failed")
-            self._post(self._life.miss, error)
+            with contextlib.suppress(RuntimeError):
+                self._post(self._life.miss, error)
 
     def _beat(self, line: Line) -> None:
         if self._stopped:

@@ -139,7 +139,7 @@ def test_an_app_that_starts_threads_gets_fresh_interpreters():
         ("tests.no_shop:app", None, "no module 'tests.no_shop'"),
         ("tests.shop:nothing", None, "no attribute 'nothing'"),
         ("tests.shop:add", None, "is no Spool app but a Task"),
-        ("tests.shop:app", "ftp://x", "scheme"),
+        ("tests.shop:app", "ftp://x", "must begin with sqlite://"),
     ],
 )
 def test_an_app_that_cannot_be_imported_is_told(app, url, reason, monkeypatch):

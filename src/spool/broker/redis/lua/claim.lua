@@ -127,7 +127,7 @@ end
 
 local leases = first_leases()
 rare = call('EXISTS', P .. 'retiring', P .. 'parked', P .. 'tally') > 0
-if rare or tonumber(leases[2]) <= now then
+if tonumber(leases[2]) <= now or (rare and call('EXISTS', P .. 'retiring') == 1) then
   reap()
   leases, rare = first_leases(), true
 end

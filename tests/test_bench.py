@@ -334,9 +334,9 @@ def test_latency_of_a_prefill_contains_the_wait(redis_url):
 
 def test_io_takes_its_time(redis_url):
     result = run(Plan(jobs=10, workers=1, kind="io", work_ms=100, concurrency=5), redis_url).result
-    # Two rounds of five; a loop's timer counts whole milliseconds and may fire within the last of them.
-    assert result.drain_seconds >= 0.19
-    assert result.latency_ms.done.p50 >= 95
+    # Two rounds of five; a loop's timer counts whole milliseconds and may fire within the last of each.
+    assert result.drain_seconds >= 0.198
+    assert result.latency_ms.done.p50 - result.latency_ms.start.p50 >= 99
 
 
 def test_an_open_loop_keeps_its_pace(redis_url):

@@ -509,9 +509,11 @@ def test_a_result_file_that_cannot_be_written_is_said_before_the_run(capsys, tmp
     assert command(capsys, "quick", "--json", tmp_path)[0] == 2
 
 
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "background"])  # scripts start it so with &
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("options", [["--rate", "100"], ["--producers", "2"], []], ids=["rate", "producers", "bulk"])
-def test_a_run_that_is_interrupted_leaves_nothing(redis_url, tmp_path, signum, options):
+def test_a_run_that_is_interrupted_leaves_nothing(redis_url, tmp_path, signum, options, ignored):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
     process = subprocess.Popen(
         [sys.executable, "-m", "spool", "bench", "custom", "--jobs", "1000000", "--url", redis_url, *options],
         env=os.environ | {"TMPDIR": str(tmp_path)},
@@ -519,6 +521,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(redis_url, tmp_path, signum, o
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 20
     while not any(b":{bench}:totals" in key for key in keys(redis_url)):
         assert time.monotonic() < deadline

@@ -34,12 +34,14 @@ def _interrupt(_signum: int, _frame: object) -> None:
 @contextmanager
 def _stoppable() -> Generator[None]:
     """Let SIGTERM do what Ctrl-C does, so that neither leaves a store or processes behind."""
-    # By way of a real SIGINT, which a running event loop knows how to take.
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    # By way of a real SIGINT, which a running event loop knows how to take; what a script starts with & has it ignored.
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _interrupt}
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _check_file(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:

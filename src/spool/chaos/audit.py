@@ -132,14 +132,22 @@ def reruns(history: History) -> Iterator[tuple[Attempt, str]]:
         for before, attempt in pairwise(attempts):
             if attempt.number > before.number and before.number in outcomes:
                 reason = _REASONS.get(outcomes[before.number], outcomes[before.number])
+            elif _is_stale(history, before, attempt):
+                reason = "stale"
             elif history.forgot(before.started, attempt.started) or (found is None and history.forgot_ever(attempts)):
                 reason = "rollback"
             else:
-                reason = "unexplained"
+                reason = "damaged" if id in history.damaged else "unexplained"
             yield attempt, reason
 
 
 _REASONS: Final = {"lost": "lost lease", "died": "replayed"}
+
+
+def _is_stale(history: History, before: Attempt, attempt: Attempt) -> bool:
+    """Whether an attempt began after its lease was lost and the next one, ``before``, had begun: frozen until then."""
+    found = history.jobs.get(attempt.id)
+    return found is not None and attempt.number < before.number and found.outcomes.get(attempt.number) == "lost"
 
 
 def _completed_again(history: History, attempts: list[Attempt]) -> bool:
@@ -228,20 +236,22 @@ def _stale_accepted(history: History) -> Iterator[str]:
 def _repeated(history: History) -> Iterator[str]:
     for id, attempts in history.attempts.items():
         for before, attempt in pairwise(attempts):
-            if attempt.number <= before.number and not history.forgot(before.started, attempt.started):
+            if attempt.number > before.number or _is_stale(history, before, attempt) or id in history.damaged:
+                continue
+            if not history.forgot(before.started, attempt.started):
                 yield f"{id}: attempt {attempt.number} began after {before.number}; {_story(history, id)}"
 
 
 def _unexplained(history: History) -> Iterator[str]:
     for attempt, reason in reruns(history):
-        if reason == "unexplained" and attempt.id not in history.damaged:
+        if reason == "unexplained":
             yield f"{attempt.id}: nothing tells why attempt {attempt.number} was made; {_story(history, attempt.id)}"
 
 
 def _overlaps(history: History) -> Iterator[str]:
     for id, attempts in history.attempts.items():
         found = history.jobs.get(id)
-        for before, attempt in pairwise(attempts):
+        for before, attempt in pairwise(attempts) if id not in history.damaged else ():
             end = before.ended if before.ended is not None else history.death(before)
             if end is None or attempt.started >= end or history.forgot(before.started, attempt.started):
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,11 +18,22 @@ from spool.chaos.processes import Process, below, end, find_faketime, group, sen
 
 Record = Callable[[Event], None]
 
-LEAVING: Final = 10.0
-"""Seconds beyond its grace after which a worker that was told to stop is taken for one that does not obey."""
+LEAVING: Final = 8.0
+"""Seconds, beyond its grace and three leases, after which a worker that was told to stop is taken for disobedient.
+
+It waits that long for a store that does not answer, and for jobs that do not end.
+"""
+BOOT: Final = 3.0
+"""Seconds in which a new supervisor may not listen to SIGTERM yet, and so end by it."""
 VANISH: Final = 5.0
 """Seconds for which the end of a dead worker's processes is watched for."""
 HOUR: Final = 3600
+
+# libfaketime fakes clock_nanosleep such that Python's time.sleep fails with EINVAL, which is no fault of a clock.
+_SLEEP: Final = """
+import threading, time
+time.sleep = lambda seconds: None if threading.Event().wait(seconds) else None
+"""
 
 
 class Worker:
@@ -120,9 +132,13 @@ class Fleet:
         # One worker's clock will be wrong, and the others stay as users have them.
         if self._faketime is None or slot != self._plan.workers - 1:
             return {}
-        if not self._clock_file(slot).exists():
+        patch = self._directory / "patch"
+        if not patch.exists():
             self._clock_file(slot).write_text("+0")
+            patch.mkdir()
+            (patch / "sitecustomize.py").write_text(_SLEEP)
         return {
+            "PYTHONPATH": os.pathsep.join([str(patch), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "LD_PRELOAD": str(self._faketime),
             "FAKETIME_TIMESTAMP_FILE": str(self._clock_file(slot)),
             "FAKETIME_CACHE_DURATION": "1",
@@ -219,16 +235,20 @@ class Fleet:
     def _gone(self, worker: Worker) -> bool:
         """Whether a worker that was told to stop is gone; one that does not obey is killed, and that noted."""
         now, code = time.monotonic_ns(), self._processes[worker.name].code
-        late = now - worker.told > (self._plan.grace + LEAVING) * 1e9
+        late = now - worker.told > (self._plan.grace + 3 * self._plan.lease + LEAVING) * 1e9
         if code is None and not late:
             return False
         note = "" if code is not None else "did not stop when told to"
-        wanted = code == 0 or bool(worker.killed)
+        booting = code == -signal.SIGTERM and worker.told - worker.since < BOOT * 1e9
+        wanted = code == 0 or booting or bool(worker.killed)
         self._record(Event("exit", now, worker=worker.name, code=code, wanted=wanted, note=note))
-        if left := self.processes(worker):
-            names = ", ".join(str(each.pid) for each in left)
+        left = [each.pid for each in self.processes(worker)]
+        if code is None:
+            self._record(Event("kill", now, "disobedient", worker=worker.name, pids=left))
+        elif left:
+            names = ", ".join(map(str, left))
             self._record(Event("gone", now, "", now, worker.name, wanted=False, note=names))
-            send_group(self._processes[worker.name].pid, signal.SIGKILL)
+        send_group(self._processes[worker.name].pid, signal.SIGKILL)
         return True
 
     def heal(self) -> None:

@@ -181,7 +181,7 @@ def _declare_poisons(declare: Callable[..., Declare], attempt: Callable[[], Any]
 
     def stubborn() -> dict[str, int]:
         with attempt() as note:
-            _outlive(lease, time.sleep)
+            _outlive(lease)
             return dict(note)
 
     async def stubborn_on_loop() -> dict[str, int]:
@@ -211,11 +211,11 @@ VARIANTS: Final = {
 """The tasks by which a fault comes about."""
 
 
-def _outlive(lease: float, pause: Callable[[float], None]) -> None:
+def _outlive(lease: float) -> None:
     end = time.monotonic() + STUBBORN * lease
     while time.monotonic() < end:
         with contextlib.suppress(BaseException):  # whatever is thrown into it
-            pause(0.05)
+            time.sleep(0.05)
 
 
 def _segfault() -> None:

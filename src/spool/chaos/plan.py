@@ -206,7 +206,7 @@ def load_script(path: Path) -> Script:
     """Read a file written by `dump_script`, or the result of a run. Raises `ConfigError`."""
     try:
         script = msgspec.json.decode(path.read_bytes(), type=Script)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, ConfigError) as error:
         raise ConfigError(f"{path} is no schedule of spool chaos: {error}") from error
     for strike in script.strikes:
         if strike.fault not in FAULTS or script.plan.broker not in FAULTS[strike.fault].brokers:

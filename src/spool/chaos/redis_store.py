@@ -20,7 +20,9 @@ from typing import Any, Final
 
 import msgspec
 import redis
+import redis.backoff
 import redis.exceptions
+import redis.retry
 
 from spool.chaos.journal import Event
 from spool.chaos.plan import Durability
@@ -98,7 +100,9 @@ class RedisStore:
         self._sizes: list[tuple[float, int]] = []
 
     def _connected(self, timeout: float) -> Any:
-        return self._library(port=self.port, socket_timeout=timeout, socket_connect_timeout=1.0)
+        # Without the library's own retries: they take seconds, in which the harness would stand still.
+        retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+        return self._library(port=self.port, socket_timeout=timeout, socket_connect_timeout=1.0, retry=retry)
 
     @property
     def url(self) -> str:
@@ -148,15 +152,16 @@ class RedisStore:
             self._process.kill()
             self._process.wait()
             self._process = None
-            self._canary.hold()
-        return time.monotonic_ns()
+        at = time.monotonic_ns()
+        self._canary.hold()
+        return at
 
     def lose_power(self, pick: float) -> int:
         """Kill it, and cut what fsync need not have reached: with everysec, what was written in the last second."""
         self.tend()
+        moment = time.monotonic() - pick
         at = self.kill()
         if self._durability == "everysec" and self._sizes:
-            moment = time.monotonic() - pick
             index = bisect.bisect_left(self._sizes, (moment, 0))
             size = self._sizes[max(0, index - 1)][1]
             with self._log_file().open("r+b") as file:
@@ -257,6 +262,7 @@ class _Canary:
         self.sent: list[int] = [0]
         self._client = client
         self._gate = threading.Lock()
+        self._held = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chaos-canary", daemon=True)
 
@@ -265,10 +271,13 @@ class _Canary:
 
     def hold(self) -> None:
         """Write no more, from when this returns."""
-        self._gate.acquire()
+        if not self._held:
+            self._gate.acquire()
+            self._held = True
 
     def release(self) -> None:
-        if self._gate.locked():
+        if self._held:
+            self._held = False
             self._gate.release()
 
     def stop(self) -> None:

@@ -39,7 +39,9 @@ _REASONS = {
     "stopped": "attempts handed back by a worker that was told to stop",
     "retried": "attempts that failed",
     "released": "attempts handed back",
+    "stale": "attempts begun by a worker that had been frozen, and did not know yet that its lease was lost",
     "rollback": "attempts that the store had forgotten",
+    "damaged": "attempts at jobs whose records tell no more",
     "unexplained": "attempts of which the store tells nothing",
 }
 

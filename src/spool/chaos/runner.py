@@ -30,11 +30,15 @@ from spool.errors import BrokerError, ConfigError
 OnStage = Callable[[str], None]
 
 TICK: Final = 0.05
+BEGIN: Final = 60.0
+"""Seconds that workers and producers have to begin in."""
 FRESH: Final = 20
 """Jobs enqueued after everything, to see that the fleet serves."""
 FRESH_SECONDS: Final = 10.0
 QUIET: Final = 20.0
 """Seconds without any progress, beyond ten leases, after which what still waits is stuck."""
+LONGEST: Final = 60.0
+"""Seconds of recovery, beyond 30 leases, after which it is too slow to be one."""
 
 
 def run(script: Script, directory: Path, on_stage: OnStage) -> Evidence:
@@ -95,7 +99,8 @@ class Harness:
         plan = self._plan
         self._on_stage("starting")
         self._store.start()
-        self._start_processes()
+        self._start_workers()
+        self._start_producers()
         began = time.monotonic()
         for strike in self._strikes:
             self._agenda.at(began + strike.at, self.injector.strike, strike)
@@ -115,7 +120,7 @@ class Harness:
         self._on_stage("auditing")
         return self._evidence(quiet, fresh, loaded)
 
-    def _start_processes(self) -> None:
+    def _start_workers(self) -> None:
         plan, directory = self._plan, self._directory
         urls = [self._store.url] * (plan.workers + 1)
         if isinstance(self._store, RedisStore):
@@ -138,21 +143,24 @@ class Harness:
             note=self.note,
         )
         self._fleet.start()
-        self._wait_for_workers()
+        wanted = plan.workers * plan.processes
+        self._wait_for("workers", lambda: sum(len(self.fleet.children(each)) for each in self.fleet.workers) == wanted)
+
+    def _start_producers(self) -> None:
+        plan, directory = self._plan, self._directory
         for number in range(1, plan.producers + 1):
             pace = msgspec.json.encode(Pace(number, plan.seed, plan.rate / plan.producers)).decode()
             command = [sys.executable, "-c", PRODUCE, str(directory), pace]
             self._producers.append(spawn(command, directory / f"producer-{number}.err", cwd=directory))
+        logs = [directory / f"producer-{number}.log" for number in range(1, plan.producers + 1)]
+        self._wait_for("producers", lambda: all(log.exists() and log.stat().st_size for log in logs))
 
-    def _wait_for_workers(self) -> None:
-        deadline = time.monotonic() + 60.0
-        while (
-            sum(len(self.fleet.children(worker)) for worker in self.fleet.workers)
-            < self._plan.workers * self._plan.processes
-        ):
+    def _wait_for(self, who: str, begun: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + BEGIN
+        while not begun():
             self.fleet.tend()
             if time.monotonic() > deadline:
-                raise ConfigError(f"the workers do not begin; what they said is in {self._directory}")
+                raise ConfigError(f"the {who} do not begin within {BEGIN:g} s; --keep shows what they say")
             time.sleep(TICK)
 
     def _pass_time(self, until: float) -> None:
@@ -161,6 +169,8 @@ class Harness:
             if not self._agenda.do_due():
                 self._tend()
                 time.sleep(TICK)
+        while self._agenda.do_due():
+            pass
 
     def _tend(self) -> None:
         self._store.tend()
@@ -179,7 +189,7 @@ class Harness:
     def _recover(self) -> float | None:
         """Wait until nothing waits or runs; return the seconds, or None when it no longer gets better."""
         began = moved = time.monotonic()
-        patience = QUIET + 10 * self._plan.lease
+        patience, limit = QUIET + 10 * self._plan.lease, LONGEST + 30 * self._plan.lease
         last: object = None
         while True:
             self._tend()
@@ -190,6 +200,8 @@ class Harness:
             if progress != last:
                 last, moved = progress, time.monotonic()
             elif time.monotonic() - moved > patience:
+                return None
+            if time.monotonic() - began > limit:
                 return None
             time.sleep(0.1)
 

@@ -300,7 +300,8 @@ class ModelBroker:
         leases = [beat.lease for beat in verb.beats if beat.incarnation not in queue.tombstones]
         if leases:
             queue.look_at_clock(self.now, leases[0])
-        return Beaten(self.now, [self._beat_one(queue, beat) for beat in verb.beats])
+        orders = [self._beat_one(queue, beat) for beat in verb.beats]
+        return Beaten(self.now, orders, len(queue.among(State.SUSPECT)))
 
     def _beat_one(self, queue: Queue, beat: Heartbeat) -> Orders:
         if beat.incarnation in queue.tombstones:

@@ -133,7 +133,7 @@ def plain(reply: Any, lanes: dict[str, int]) -> Any:
             tallies = {id: read_tally(text) for id, text in reply.tallies.items()}
             return reply.now, jobs, tallies, reply.next_at
         case Beaten():
-            return reply.now, [plain_orders(each) for each in reply.orders]
+            return reply.now, [plain_orders(each) for each in reply.orders], reply.suspects
         case Settled():
             return reply.accepted, sorted(reply.refused)
         case Watched():

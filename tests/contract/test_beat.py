@@ -240,6 +240,35 @@ def test_a_beat_for_many_incarnations_is_one_step(q):
     assert q.stats().workers == 300
 
 
+def test_the_reply_says_how_many_suspects_there_are(q, broker):
+    def suspects():
+        return broker.call(Beat(q.queue, [Heartbeat("w", LEASE, ("t",))])).suspects
+
+    assert suspects() == 0
+    q.enqueue("a", "b", "c")
+    for incarnation in ("x", "y"):
+        q.beat(incarnation)
+        q.take(incarnation, 2)
+        q.retire(incarnation, "crashed")
+    assert (q.ids(State.SUSPECT), suspects()) == (["a", "b"], 2)
+    assert q.take("w", trial=True) == ["a"]
+    assert suspects() == 1
+    assert broker.call(Beat(q.queue, [])).suspects == 1
+    assert broker.call(Beat("elsewhere", [Heartbeat("w", LEASE, ("t",))])).suspects == 0
+
+
+def test_a_suspect_that_the_same_beat_hands_back_is_counted(q, broker):
+    q.enqueue("a")
+    for incarnation in ("x", "y"):
+        q.beat(incarnation)
+        q.take(incarnation)
+        q.retire(incarnation, "crashed")
+    q.beat("w")
+    assert q.take("w", trial=True) == ["a"]
+    forgotten = Heartbeat("w", LEASE, claim_seq=9, held_ids=())
+    assert broker.call(Beat(q.queue, [forgotten])).suspects == 1
+
+
 def test_a_beat_of_nobody_is_answered(q):
     assert q.call(Beat(q.queue, [])).orders == []
 

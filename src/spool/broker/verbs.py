@@ -175,10 +175,14 @@ class Orders(msgspec.Struct, frozen=True):
 
 
 class Beaten(msgspec.Struct, frozen=True):
-    """Reply of `Beat`: the orders, in the order of the heartbeats."""
+    """Reply of `Beat`: the orders, in the order of the heartbeats.
+
+    ``suspects``: how many suspects the queue has now, to be claimed with ``trial``.
+    """
 
     now: int
     orders: list[Orders]
+    suspects: int = 0
 
 
 class Beat(Verb[Beaten], frozen=True):

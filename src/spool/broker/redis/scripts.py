@@ -134,8 +134,9 @@ def _beat(verb: Beat) -> tuple[str, list[Any], Callable[[Any], Any]]:
             reply[0],
             [
                 Orders(bool(lost), _texts(cancel), held, _texts(unknown), bool(tasks))
-                for lost, cancel, held, unknown, tasks in reply[1:]
+                for lost, cancel, held, unknown, tasks in reply[2:]
             ],
+            reply[1],
         )
 
     return "beat", _heartbeat_args(verb), parse

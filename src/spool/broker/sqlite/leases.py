@@ -120,7 +120,7 @@ def beat(tx: Transaction, verb: Beat) -> Beaten:
     tx.run("purge_endings", tx.now, STEP)
     tx.run("purge_tombstones", queue.id, tx.now - TOMBSTONE_FOR)
     _prune_dead(tx, queue)
-    return Beaten(tx.now, orders)
+    return Beaten(tx.now, orders, queue.state.suspect)
 
 
 def _beat(tx: Transaction, queue: Queue, beat: Heartbeat) -> Orders:

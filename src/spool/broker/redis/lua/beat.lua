@@ -1,10 +1,10 @@
 -- include: _keys, _records, _tally, _end, _lease
 -- ARGV: now, then for each heartbeat: incarnation, lease, task hash ("" none given), n task names, names...,
 -- held count ("" unknown), claim seq, n held ids ("" none given), ids...
--- Returns {now, per heartbeat {lost, {cancel}, held, {unknown}, tasks}}.
+-- Returns {now, suspects, per heartbeat {lost, {cancel}, held, {unknown}, tasks}}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 
-local reply, at, ticked = {now}, 2, false
+local reply, at, ticked = {now, 0}, 2, false
 local wishes = redis.call('EXISTS', P .. 'cancel') == 1 and redis.call('HKEYS', P .. 'cancel') or {}
 
 local function reconcile(inc, seq, ids)
@@ -69,4 +69,5 @@ while at <= #ARGV do
   local ids = held and take(held)
   reply[#reply + 1] = beat(inc, lease, hash, names, seq, ids)
 end
+reply[2] = redis.call('ZCARD', LANES[2]) -- a forgotten one may have come back just now
 return reply

@@ -178,6 +178,17 @@ def test_at_most_500_jobs_a_call(q):
     assert q.totals()["stopped"] == 1200
 
 
+def test_an_incarnation_that_holds_very_many_is_handed_back_to_the_last(q):
+    q.beat("w")
+    q.enqueue(*jobs(10_000))
+    while q.take("w", 1000):
+        pass
+    replies = [q.retire("w") for _ in range(20)]
+    assert [each.handed_back for each in replies] == [500] * 20
+    assert replies[-1].remaining == 0
+    assert sum(q.stats().ready) == 10_000
+
+
 def test_claims_go_on_where_the_caller_of_retire_died(q):
     q.beat("w")
     q.enqueue(*jobs(1200))

@@ -459,11 +459,18 @@ class ModelBroker:
 
     def _retire(self, verb: Retire) -> Retired:
         queue = self.queue(verb.queue)
-        first = self._bury(queue, verb)
+        known = verb.incarnation in queue.tombstones
+        some = verb.reason == "crashed" and verb.blamed is not None
+        first = self._bury(queue, msgspec.structs.replace(verb, reason="stopped") if some else verb)
         held = queue.running(verb.incarnation)
-        for entry in held[:STEP]:
+        blamed = [entry for entry in held if some and not known and entry.id in (verb.blamed or ())]
+        for entry in blamed:
+            self._hand_back(queue, entry, verb.reason, verb.detail)
+        others = queue.running(verb.incarnation)
+        step = max(STEP - len(blamed), 0)
+        for entry in others[:step]:
             self._hand_back(queue, entry, first.reason, first.detail)
-        return Retired(self.now, len(held[:STEP]), len(held[STEP:]))
+        return Retired(self.now, len(blamed) + len(others[:step]), len(others[step:]))
 
     def _bury(self, queue: Queue, verb: Retire) -> Retire:
         queue.alive.pop(verb.incarnation, None)

@@ -354,12 +354,16 @@ class Retire(Verb[Retired], frozen=True):
 
     Each hand-back adds a line to the tally: the attempt with outcome = reason, worker = incarnation, its start and the
     store's now; for a job that dies ``error_type`` is "WorkerCrashed" and ``message`` is ``detail``.
+
+    With "crashed" and ``blamed`` only those of its jobs are handed back as crashed, all of them in the first call; its
+    other jobs are handed back as stopped. None blames them all.
     """
 
     queue: str
     incarnation: str
     reason: Reason = "stopped"
     detail: str = ""
+    blamed: tuple[str, ...] | None = None
 
 
 class QueueStats(msgspec.Struct, frozen=True):

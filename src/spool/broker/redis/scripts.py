@@ -206,7 +206,8 @@ def _retire(verb: Retire) -> tuple[str, list[Any], Callable[[Any], Any]]:
     def parse(reply: Any) -> Retired:
         return Retired(*reply)
 
-    return "retire", [verb.incarnation, verb.reason, verb.detail], parse
+    blamed = ("",) if verb.blamed is None else ("1", *verb.blamed)
+    return "retire", [verb.incarnation, verb.reason, verb.detail, *blamed], parse
 
 
 def _snapshot(queue: str, fields: Sequence[Any]) -> Snapshot:

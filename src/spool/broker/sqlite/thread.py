@@ -15,7 +15,8 @@ from typing import Any, Final, TypeVar
 from spool.broker import Act, Beat, Claim, Claimed, Enqueue, Find, Get, Load, Retire, Settle, Stats, Store, Watch
 from spool.broker.sqlite.file import Location, busy, connect, explain, full
 from spool.broker.sqlite.jobs import act, enqueue, find, get, load, stats, store, watch
-from spool.broker.sqlite.leases import beat, claim, idle, retire, settle
+from spool.broker.sqlite.leases import beat, claim, idle, settle
+from spool.broker.sqlite.retire import retire
 from spool.broker.sqlite.store import Idle, Transaction
 from spool.broker.sqlite.waiting import AwaitWork, Ended, Ticket, Waiting, deliver
 from spool.errors import BrokerUnavailable, SpoolError

@@ -312,7 +312,7 @@ class ModelBroker:
             me.tasks = frozenset(beat.tasks)
         unknown = self._reconcile(queue, beat)
         mine = queue.running(beat.incarnation)
-        cancel = [entry.id for entry in mine if entry.cancel]
+        cancel = {entry.id: entry.cancel.reason for entry in mine if entry.cancel}
         return Orders(cancel=cancel, held=len(mine), unknown=unknown, tasks=me.tasks is None)
 
     def _reconcile(self, queue: Queue, beat: Heartbeat) -> list[str]:

@@ -122,7 +122,7 @@ def plain_job(found: Snapshot) -> dict[str, Any]:
 def plain_orders(orders: Orders) -> Any:
     if orders.lost:
         return "lost"
-    return sorted(orders.cancel), orders.held, sorted(orders.unknown), orders.tasks
+    return orders.cancel, orders.held, sorted(orders.unknown), orders.tasks
 
 
 def plain(reply: Any, lanes: dict[str, int]) -> Any:

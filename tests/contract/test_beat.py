@@ -113,24 +113,31 @@ def test_a_wanted_cancellation_is_an_order_until_the_job_is_settled(q):
     q.enqueue("a", "b", "c")
     q.take("w")
     q.take("w")
-    assert q.act(Cancel(), "a", "b") == ["a", "b"]
-    assert sorted(q.beat("w")[0].cancel) == ["a", "b"]
-    assert sorted(q.beat("w")[0].cancel) == ["a", "b"]
-    assert q.beat("other")[0].cancel == []
+    assert q.act(Cancel("why ☃"), "a", "b") == ["a", "b"]
+    assert q.beat("w")[0].cancel == {"a": "why ☃", "b": "why ☃"}
+    assert q.beat("w")[0].cancel == {"a": "why ☃", "b": "why ☃"}
+    assert q.beat("other")[0].cancel == {}
     q.settle("w", q.cancelled("a"))
-    assert q.beat("w")[0].cancel == ["b"]
+    assert q.beat("w")[0].cancel == {"b": "why ☃"}
     q.settle("w", q.done("b"))
-    assert q.beat("w")[0].cancel == []
+    assert q.beat("w")[0].cancel == {}
 
 
 def test_a_wanted_cancellation_follows_the_job_to_its_next_worker(q):
     q.beat("w", "other")
     q.enqueue("a")
     q.take("w")
-    q.act(Cancel(), "a")
+    q.act(Cancel("first"), "a")
+    assert q.act(Cancel("second"), "a") == []
     q.retire("w", "crashed")
     assert q.take("other") == ["a"]
-    assert q.beat("other")[0].cancel == ["a"]
+    assert q.beat("other")[0].cancel == {"a": "first"}
+
+
+def test_a_cancellation_may_have_no_reason(q):
+    q.worker("w", "a")
+    q.act(Cancel(), "a")
+    assert q.beat("w")[0].cancel == {"a": ""}
 
 
 def test_a_cancellation_that_came_too_late_is_forgotten(q):
@@ -140,7 +147,7 @@ def test_a_cancellation_that_came_too_late_is_forgotten(q):
     q.act(Cancel(), "a")
     q.settle("w", q.done("a", ttl=1))
     q.clock.advance(2)
-    assert q.beat("w")[0].cancel == []
+    assert q.beat("w")[0].cancel == {}
 
 
 def test_what_the_worker_has_forgotten_is_handed_back_in_its_old_place(q, clock):

@@ -421,5 +421,5 @@ def test_a_job_that_crashed_to_death_has_no_wish_left_when_it_is_replayed(q):
     assert q.state("a") == State.DEAD
     q.act(Replay(), "a")
     q.worker("v")
-    assert q.beat("v")[0].cancel == []
+    assert q.beat("v")[0].cancel == {}
     assert q.act(Cancel(), "a") == ["a"]

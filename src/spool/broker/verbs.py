@@ -100,6 +100,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     """End jobs that have not started (scheduled, ready, parked, suspect) as cancelled; ``ttl`` as in `Done`.
 
     For a running job the wish is noted and given to its worker as an order with the next `Beat`; it counts as changed.
+    The first wish stays, with its reason, also when the job comes to another worker.
     Terminal jobs are left as they are.
     """
 
@@ -162,13 +163,13 @@ class Orders(msgspec.Struct, frozen=True):
     """What the store tells one incarnation.
 
     ``lost``: it is retired or its tombstone stands; it must stop its jobs and come back as a new incarnation.
-    ``cancel``: ids of running jobs that somebody wants cancelled; repeated until they are settled. ``held``: how many
-    jobs the store counts as its own. ``unknown``: of ``held_ids``, those which are not its own (any more). ``tasks``:
-    the store does not know its task names.
+    ``cancel``: running jobs that somebody wants cancelled, by id, with the reason given; repeated until they are
+    settled. ``held``: how many jobs the store counts as its own. ``unknown``: of ``held_ids``, those which are not its
+    own (any more). ``tasks``: the store does not know its task names.
     """
 
     lost: bool = False
-    cancel: list[str] = []
+    cancel: dict[str, str] = {}
     held: int = 0
     unknown: list[str] = []
     tasks: bool = False

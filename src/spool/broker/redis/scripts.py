@@ -91,6 +91,10 @@ def _texts(items: Iterable[bytes]) -> list[str]:
     return list(map(_text, items))
 
 
+def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
+    return dict(zip(_texts(flat[::2]), _texts(flat[1::2]), strict=True))
+
+
 def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
     jobs = verb.jobs
     # A repeat within one call has to be found as one, like a job of a call that was made before.
@@ -133,7 +137,7 @@ def _beat(verb: Beat) -> tuple[str, list[Any], Callable[[Any], Any]]:
         return Beaten(
             reply[0],
             [
-                Orders(bool(lost), _texts(cancel), held, _texts(unknown), bool(tasks))
+                Orders(bool(lost), _pairs(cancel), held, _texts(unknown), bool(tasks))
                 for lost, cancel, held, unknown, tasks in reply[2:]
             ],
             reply[1],
@@ -144,7 +148,7 @@ def _beat(verb: Beat) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 def _claimed(reply: Any) -> Claimed:
     now, next_at, ids, records, flat = reply
-    tallies = dict(zip(_texts(flat[::2]), _texts(flat[1::2]), strict=True)) if flat else {}
+    tallies = _pairs(flat) if flat else {}
     jobs = list(zip(map(bytes.decode, ids), records, strict=True))
     return Claimed(now, jobs, tallies, None if next_at == b"" else next_at)
 

@@ -123,7 +123,7 @@ def _beat(tx: Transaction, queue: Queue, beat: Heartbeat) -> Orders:
     key, known = tx.one("beat", queue.id, beat.incarnation, beat.lease, tx.boot + beat.lease, tasks)
     unknown = _reconcile(tx, queue, key, beat)
     held: int = tx.value("holding", queue.id, key)
-    cancel: list[str] = tx.read("wishes", queue.id, key) if held else []
+    cancel: dict[str, str] = tx.read("wishes", queue.id, key) if held else {}
     return Orders(cancel=cancel, held=held, unknown=unknown, tasks=not known)
 
 

@@ -205,8 +205,8 @@ ON job.queue = incarnation.queue AND job.holder = incarnation.key AND job.state 
 WHERE incarnation.queue = ? AND retired IS NULL AND deadline > ?;
 
 -- name: wishes
-SELECT json_group_array(id) FROM (
-  SELECT id FROM job INDEXED BY wish WHERE queue = ? AND holder = ? AND state = 4 AND wish IS NOT NULL ORDER BY lane, place LIMIT -1
+SELECT json_group_object(id, wish) FROM (
+  SELECT id, wish FROM job INDEXED BY wish WHERE queue = ? AND holder = ? AND state = 4 AND wish IS NOT NULL ORDER BY lane, place LIMIT -1
 );
 
 -- name: oldest_dead

@@ -1,7 +1,7 @@
 -- include: _keys, _records, _tally, _end, _lease
 -- ARGV: now, then for each heartbeat: incarnation, lease, task hash ("" none given), n task names, names...,
 -- held count ("" unknown), claim seq, n held ids ("" none given), ids...
--- Returns {now, suspects, per heartbeat {lost, {cancel}, held, {unknown}, tasks}}.
+-- Returns {now, suspects, per heartbeat {lost, {id to cancel, reason, ...}, held, {unknown}, tasks}}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 
 local reply, at, ticked = {now, 0}, 2, false
@@ -47,7 +47,10 @@ local function beat(inc, lease, hash, names, seq, ids)
   if #wishes > 0 then
     local entries = hmget(P .. 'run:' .. inc, wishes)
     for i, id in ipairs(wishes) do
-      if entries[i] then cancel[#cancel + 1] = id end
+      if entries[i] then
+        cancel[#cancel + 1] = id
+        cancel[#cancel + 1] = redis.call('HGET', P .. 'cancel', id)
+      end
     end
   end
   return {0, cancel, redis.call('HLEN', P .. 'run:' .. inc), unknown, stated and 0 or 1}

@@ -412,7 +412,7 @@ async def test_what_was_not_answered_is_asked_again_until_it_is(app, wire, kind,
 
 
 async def test_jobs_that_cannot_be_settled_do_not_pile_up_without_end(app, wire, monkeypatch):
-    monkeypatch.setattr("spool.worker.life.MAX_UNSETTLED", 50)
+    monkeypatch.setattr("spool.worker.claims.MAX_UNSETTLED", 50)
     ran = 0
 
     @app.task

@@ -240,8 +240,13 @@ class Spool:
         """The broker; made at first use, without a connection. Raises `ConfigError` for a URL that cannot be used."""
         return self._broker or self._connect()
 
+    @property
+    def location(self) -> str | Broker:
+        """What the broker is made from: a URL, password and all, or a broker."""
+        return self._url or os.environ.get("SPOOL_URL") or DEFAULT_URL
+
     def _connect(self) -> Broker:
-        url = self._url or os.environ.get("SPOOL_URL") or DEFAULT_URL
+        url = self.location
         if not isinstance(url, str) and not callable(getattr(url, "acall", None)):
             raise ConfigError(f"a broker is named by a URL, as redis://localhost or sqlite:///jobs.db, not by {url!r}")
         broker = connect(url) if isinstance(url, str) else url
@@ -477,13 +482,9 @@ def _backoff(given: object) -> Backoff:
 
 def _exceptions(name: str, given: Exceptions) -> tuple[type[BaseException], ...]:
     listed = given if isinstance(given, tuple) else (given,)
-    if not all(map(_is_exception, listed)):
+    if not all(isinstance(each, type) and issubclass(each, BaseException) for each in cast("tuple[object]", listed)):
         raise ConfigError(f"{name} takes an exception class or a tuple of them, not {given!r}")
     return listed
-
-
-def _is_exception(given: object) -> bool:
-    return isinstance(given, type) and issubclass(given, BaseException)
 
 
 def _kind(fn: Callable[..., Any], *, process: bool) -> TaskKind:

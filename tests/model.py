@@ -105,6 +105,8 @@ class ModelBroker:
         self._documents = Documents(self.clock)
         self._changed = threading.Condition()
         self._closed = False
+        self._told: dict[tuple[str, ...], int] = {}
+        """How many wishes to cancel running jobs of these queues who awaits orders was told of."""
 
     @property
     def now(self) -> int:
@@ -137,8 +139,17 @@ class ModelBroker:
     async def await_work(self, queues: Sequence[str], timeout: float) -> None:
         await poll(lambda: any(self._has_work(self.queue(name)) for name in queues), timeout)
 
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        key = tuple(queues)
+        with self._changed:
+            told = self._told.setdefault(key, self._wishes(key))
+            self._changed.wait_for(lambda: self._wishes(key) != told, timeout)
+            self._told[key] = self._wishes(key)
+
     def close(self) -> None:
-        self._closed = True
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     async def aclose(self) -> None:
         self.close()
@@ -146,6 +157,10 @@ class ModelBroker:
     def _check_open(self) -> None:
         if self._closed:
             raise BrokerUnavailable("the model is closed")
+
+    def _wishes(self, queues: tuple[str, ...]) -> int:
+        self._check_open()
+        return sum(self.queue(name).wishes for name in queues)
 
     def _over(self, job: Get) -> bool:
         self._check_open()
@@ -245,6 +260,7 @@ class ModelBroker:
             return False
         if entry.state is State.RUNNING:
             noted, entry.cancel = entry.cancel is None, entry.cancel or wish
+            queue.wishes += noted
             return noted
         numbers, _ = text_of(entry)
         record = readable(read_record, entry.record)

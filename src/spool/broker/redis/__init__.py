@@ -23,6 +23,7 @@ import redis.connection
 
 from spool.broker import Beat, Enqueue, Get, Verb
 from spool.broker.redis.line import Address, BlockingLine, Line
+from spool.broker.redis.orders import Subscription
 from spool.broker.redis.scripts import Call, form, queue_key
 from spool.broker.redis.waits import Mailbox, Post
 from spool.broker.redis.wire import ServerError, hidden, mapped, translate
@@ -93,6 +94,8 @@ class RedisBroker:
         self._idle: list[BlockingLine] = []
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._mailboxes: list[Mailbox] = []
+        self._subscriptions: dict[tuple[str, ...], Subscription] = {}
+        self._listening: set[Subscription] = set()
         self._announced: set[str] = set()
         self._checked = False
 
@@ -275,9 +278,45 @@ class RedisBroker:
             await idle.reset()
             raise
 
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        """Wait for word of a cancellation; see `Broker.await_orders`."""
+        try:
+            with mapped(self.url):
+                self._listen(tuple(queues), timeout)
+        except BrokerUnavailable as error:
+            if self._closed:
+                raise BrokerUnavailable(f"the broker {self.url} was closed") from error
+            raise
+
+    def _listen(self, queues: tuple[str, ...], timeout: float) -> None:
+        if not self._checked:
+            self._check()
+        subscription = self._subscription(queues)
+        self._listening.add(subscription)
+        if self._closed:  # before it could be found there
+            subscription.interrupt()
+        try:
+            subscription.wait(timeout)
+        except BaseException:
+            subscription.close()
+            raise
+        finally:
+            self._listening.discard(subscription)
+        self._subscriptions[queues] = subscription
+        if self._closed:
+            self._subscriptions.clear()
+
+    def _subscription(self, queues: tuple[str, ...]) -> Subscription:
+        if self._closed:
+            raise BrokerUnavailable(f"the broker {self.url} was closed")
+        return self._subscriptions.pop(queues, None) or Subscription(self._address, self.prefix, queues)
+
     def close(self) -> None:
         """Close what belongs to threads; loops close their own (`aclose`)."""
         self._closed = True
+        for subscription in [*self._listening, *self._subscriptions.values()]:
+            subscription.interrupt()
+        self._subscriptions.clear()
         for connections in (self._mailboxes, self._idle):
             while connections:
                 with contextlib.suppress(IndexError):

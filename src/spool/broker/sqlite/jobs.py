@@ -322,7 +322,10 @@ def _cancel(tx: Transaction, queue: Queue, found: list[tuple[Row, bytes]], wish:
         else:
             queue.number(row, -1)
             endings.append((row.id, CANCELLED, wish.ttl, _cancelled(tx, row, body, wish)))
-    tx.move(queue, noted)
+    if noted:
+        tx.move(queue, noted)
+        queue.state.wishes += len(noted)
+        tx.wished.add(queue.name)
     finish(tx, queue, endings)
     return changed
 

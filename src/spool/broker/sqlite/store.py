@@ -128,6 +128,8 @@ class QueueState(msgspec.Struct):
     """Which of the machine's boots ``seen`` and ``amnesty`` belong to."""
     seen: int | None = None
     amnesty: int = 0
+    wishes: int = 0
+    """How often a running job was to be cancelled."""
 
 
 _read_state = msgspec.json.Decoder(QueueState).decode
@@ -232,6 +234,8 @@ class Transaction:
     """Queues which may have work now that they had not before."""
     left: set[str] = field(default_factory=set[str])
     """Queues where a claim left work for others."""
+    wished: set[str] = field(default_factory=set[str])
+    """Queues where running jobs are to be cancelled; perhaps in vain, since an undo does not take it back."""
     _queues: dict[str, Queue] = field(default_factory=dict[str, Queue])
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from spool.broker.sqlite.jobs import act, enqueue, find, get, load, stats, store
 from spool.broker.sqlite.leases import beat, claim, idle, settle
 from spool.broker.sqlite.retire import retire
 from spool.broker.sqlite.store import Idle, Transaction
-from spool.broker.sqlite.waiting import AwaitWork, Ended, Ticket, Waiting, deliver
+from spool.broker.sqlite.waiting import AwaitOrders, AwaitWork, Ended, Ticket, Waiting, deliver
 from spool.errors import BrokerUnavailable, SpoolError
 
 T = TypeVar("T")
@@ -242,6 +242,7 @@ class StoreThread:
         self.commits += 1
         self._waiting.stirred(tx.stirred)
         self._waiting.left(tx.left)
+        self._waiting.wished(tx.wished)
         self._waiting.ended(tx.ended)
         return answers
 
@@ -355,7 +356,7 @@ def _sort(group: list[Ticket]) -> tuple[list[Ticket], list[Ticket], list[Ticket]
             writes.append(ticket)
         elif kind in READS:
             reads.append(ticket)
-        elif kind in (Ended, AwaitWork):
+        elif kind in (Ended, AwaitWork, AwaitOrders):
             waits.append(ticket)
         else:
             deliver([(ticket, TypeError(f"{ticket.request!r} is not a verb"))])

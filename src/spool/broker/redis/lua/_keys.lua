@@ -27,6 +27,8 @@
 -- P..wake          list    tokens; hints                    capped at 8
 -- P..waiters       hash    id -> channels, space separated  TTL
 --
+-- Channels: P..orders ("" when a running job is to be cancelled), <prefix>:ended:<waiter> ("P\nid\nending").
+--
 -- Across queues, under <prefix>:{spool}: and read by no script of a queue:
 -- layout           string  version of this layout
 -- queues           set     queue names

@@ -122,12 +122,16 @@ class Heart:
         self._leases: dict[str, _Lease] = {}
         self._kicked = threading.Event()
         self._stopped = False
+        self._listening = False
         self._thread = threading.Thread(target=self._run, name="spool-heart", daemon=True)
         self._thread.start()
 
     def add(self, holder: Holder) -> None:
         with self._lock:
             self._leases[holder.incarnation] = _Lease(holder)
+            listen, self._listening = not self._listening, True
+        if listen:
+            threading.Thread(target=self._listen, name="spool-orders", daemon=True).start()
         self.kick()
 
     def remove(self, incarnation: str) -> None:
@@ -214,6 +218,19 @@ class Heart:
         except BrokerError as error:
             logger.debug("the worker's row was not written: %s", error)
         lease.row_due = time.monotonic() + ROW_EVERY
+
+    def _listen(self) -> None:
+        """Beat whenever there may be orders, which would else wait for the next beat."""
+        while not self._stopped:
+            try:
+                self._broker.await_orders(self._queues(), 30)
+                self.kick()
+            except BrokerError:
+                if not self._stopped:
+                    time.sleep(1)
+            except Exception:
+                logger.exception("the thread that waits for orders failed; they come with the beats")
+                return
 
 
 def is_fatal(error: Exception) -> bool:

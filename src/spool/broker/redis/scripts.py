@@ -133,17 +133,14 @@ def _heartbeat_args(verb: Beat) -> list[Any]:
 
 
 def _beat(verb: Beat) -> tuple[str, list[Any], Callable[[Any], Any]]:
-    def parse(reply: Any) -> Beaten:
-        return Beaten(
-            reply[0],
-            [
-                Orders(bool(lost), _pairs(cancel), held, _texts(unknown), bool(tasks))
-                for lost, cancel, held, unknown, tasks in reply[2:]
-            ],
-            reply[1],
-        )
+    return "beat", _heartbeat_args(verb), lambda reply: Beaten(reply[0], [_orders(each) for each in reply[2:]], reply[1])
 
-    return "beat", _heartbeat_args(verb), parse
+
+def _orders(reply: Any) -> Orders:
+    if isinstance(reply, int):
+        return Orders(held=reply)
+    lost, cancel, held, unknown, tasks = reply
+    return Orders(bool(lost), _pairs(cancel), held, _texts(unknown), bool(tasks))
 
 
 def _claimed(reply: Any) -> Claimed:

@@ -37,7 +37,7 @@ from spool.broker.sqlite import SqliteBroker, file, leases, thread
 from spool.broker.sqlite import jobs as sqlite_jobs
 from spool.broker.sqlite import store as sqlite_store
 from spool.broker.sqlite.store import RUNNING, STATES
-from spool.job import State
+from spool.job import State, view
 from tests.contract.driver import CORRUPT, LEASE, Driver, job, jobs, record, until
 from tests.model_state import Clock
 
@@ -218,6 +218,46 @@ def test_a_damaged_file(path, broker):
     path.write_bytes(content)
     with contextlib.closing(SqliteBroker(broker.url)) as again:
         refused(again, path, errors.StoreCorrupt)
+
+
+@pytest.mark.parametrize("value", ["'☃ text'", "''", "5", "1.5"])
+def test_a_body_that_is_no_blob_is_damaged_like_any_other(path, broker, q, value):
+    q.worker("w", job("a", fingerprint="f"), "b")
+    q.settle("w", q.done("a"), q.done("b"), metrics=b"blob")
+    q.enqueue("c", job("d", priority=0), "e")
+    broker.call(Store("kind", "key", b"body"))
+    with raw(path) as db:
+        for table, where in (("ending", "id = 'a'"), ("metrics", "1"), ("document", "1")):
+            db.execute(f"UPDATE {table} SET body = {value} WHERE {where}")
+        db.execute(f"UPDATE record SET body = {value} WHERE key = (SELECT record FROM job WHERE id = 'd')")
+        data = db.execute(f"SELECT CAST({value} AS BLOB)").fetchone()[0]
+    found = {each.id: each for each in q.snapshots(State.DONE)}
+    assert found["a"].ending == data == q.get("a").ending == broker.ended("q", "a").ending
+    assert "cannot be decoded" in view(found["a"]).error
+    assert view(found["b"]).error == ""
+    assert q.enqueue(job("a", fingerprint="f")).existing == ["a"]
+    assert broker.call(Watch("q")).blobs == [("1", data)]
+    assert broker.call(Load("kind")).documents[0].body == data
+    ready = [(each.id, each.record) for each in q.snapshots(State.READY)]
+    assert ready == [("d", data), ("c", record()), ("e", record())]
+    assert q.claim("w").jobs == ready
+    q.beat("v")
+    q.retire("w", "crashed")
+    assert q.claim("v").jobs == ready
+
+
+@pytest.mark.parametrize("value", ["x'5b31ff'", "7", "1.5"])
+def test_a_tally_that_is_no_text_is_the_trouble_of_its_job_alone(path, q, value):
+    q.worker("w", "a", "b")
+    q.settle("w", q.released("a"), q.released("b"))
+    with raw(path) as db:
+        db.execute(f"UPDATE job SET tally = {value} WHERE id = 'a'")
+    errors_shown = [view(each).error for each in q.snapshots(State.READY)]
+    assert "tally cannot be read" in errors_shown[0]
+    assert errors_shown[1].startswith("ValueError")
+    assert q.take("w") == ["a", "b"]
+    q.retire("w")
+    assert q.tally("a").attempts == 1
 
 
 def test_text_that_is_none_is_the_trouble_of_its_job_alone(path, broker, q):

@@ -18,7 +18,6 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from types import MappingProxyType
@@ -26,13 +25,11 @@ from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overloa
 
 from msgspec.structs import replace
 
-from spool.broker import Broker, Enqueue, Enqueued, Get, Load, Loaded, NewJob, Verb, connect
+from spool.broker import Broker, Enqueue, Enqueued, Get, Load, Loaded, Verb, connect
+from spool.bulk import Bulk
 from spool.errors import (
-    ArgumentError,
     BrokerUnavailable,
     ConfigError,
-    EnqueueInterrupted,
-    JobConflict,
     JobNotFound,
     SyncInLoop,
     TaskExists,
@@ -40,7 +37,7 @@ from spool.errors import (
 from spool.job import Job, Priority, view
 from spool.payload import MAX_PAYLOAD
 from spool.retry import DEFAULT_BACKOFF, Backoff, RetryPolicy, delay
-from spool.task import Call, Task, TaskKind, TaskSettings, check_count, seconds
+from spool.task import Call, Durability, Task, TaskKind, TaskSettings, check_count, seconds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,11 +50,6 @@ Middleware = Callable[[Any, CallNext], Awaitable[Any]]
 """Wraps each attempt: ``async (context, call_next) -> result``."""
 
 DEFAULT_URL: Final = "sqlite:///spool.db"
-
-#: A bulk enqueue sends this many jobs, or bytes of them, of one queue at once, and holds back no more than CHUNK_TOTAL.
-CHUNK_JOBS: Final = 500
-CHUNK_BYTES: Final = 1024 * 1024
-CHUNK_TOTAL: Final = 8 * 1024 * 1024
 
 _RESEND: Final = Backoff(base=0.05, cap=1.0)
 
@@ -336,12 +328,13 @@ class Spool:
                 failure = error
         raise failure
 
-    def enqueue_many(self, calls: Iterable[Call]) -> int:
+    def enqueue_many(self, calls: Iterable[Call], *, durability: Durability = None) -> int:
         """Store the jobs of many calls and return how many, those whose id was there already included.
 
-        Takes any iterable and sends it in chunks, so memory stays constant; jobs of one queue keep their order. If
-        anything goes wrong part of the way, raises `EnqueueInterrupted`, which says how many are stored for good;
-        its ``__cause__`` is what went wrong.
+        Takes any iterable and sends it in chunks, so memory stays constant; jobs of one queue keep their order. With
+        ``durability="fsync"`` a chunk counts as stored when it is on the store's disk (see `Task.options`). If anything
+        goes wrong part of the way, raises `EnqueueInterrupted`, which says how many are stored for good; its
+        ``__cause__`` is what went wrong.
 
         >>> app = Spool("sqlite://:memory:")
         >>> @app.task
@@ -351,7 +344,7 @@ class Spool:
         1000
         """
         self.check_sync("enqueue_many", "aenqueue_many")
-        bulk = _Bulk()
+        bulk = Bulk(durability)
         try:
             for call in calls:
                 for verb in bulk.add(call):
@@ -362,9 +355,9 @@ class Spool:
             raise bulk.interrupted(error) from error
         return bulk.acknowledged
 
-    async def aenqueue_many(self, calls: Iterable[Call] | AsyncIterable[Call]) -> int:
+    async def aenqueue_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, durability: Durability = None) -> int:
         """As `enqueue_many`, in the running event loop; also takes an async iterable."""
-        bulk = _Bulk()
+        bulk = Bulk(durability)
         try:
             if isinstance(calls, AsyncIterable):
                 async for call in calls:
@@ -419,50 +412,6 @@ class Spool:
             page = (yield Load("queue", page.cursor)) if page.cursor else Loaded(0, [])
         where = f"in queue {queue!r}" if queue else "in any queue"
         raise JobNotFound(f"no job {id!r} is known {where} (any more)")
-
-
-class _Bulk:
-    """A bulk enqueue on its way: calls by queue, handed out as enqueues neither too long nor too large."""
-
-    def __init__(self) -> None:
-        self.acknowledged = 0
-        self._waiting: dict[str, list[NewJob]] = {}
-        self._sizes: dict[str, int] = {}
-        self._total = 0
-
-    def add(self, call: Call) -> Sequence[Enqueue]:
-        if type(call) is not Call:
-            raise ArgumentError(f"a bulk enqueue takes calls, made by task.call(…), not {call!r:.100}")
-        queue, size = call.queue, len(call.job.record)
-        waiting = self._waiting.setdefault(queue, [])
-        waiting.append(call.job)
-        self._total += size
-        self._sizes[queue] = held = self._sizes.get(queue, 0) + size
-        if len(waiting) >= CHUNK_JOBS or held >= CHUNK_BYTES:
-            return (self._take(queue),)
-        return self.rest() if self._total >= CHUNK_TOTAL else ()
-
-    def rest(self) -> Sequence[Enqueue]:
-        return [self._take(queue) for queue in list(self._waiting)]
-
-    def _take(self, queue: str) -> Enqueue:
-        self._total -= self._sizes.pop(queue)
-        return Enqueue(queue, self._waiting.pop(queue))
-
-    def acknowledge(self, verb: Enqueue, reply: Enqueued) -> None:
-        conflicts = reply.conflicts
-        self.acknowledged += len(verb.jobs) - len(conflicts)
-        if conflicts:
-            more = f", and so are {len(conflicts) - 1} more ids" if len(conflicts) > 1 else ""
-            raise JobConflict(
-                f"{verb.queue}/{conflicts[0]} is taken by a job with another task or other arguments{more}"
-            )
-
-    def interrupted(self, error: Exception) -> EnqueueInterrupted:
-        return EnqueueInterrupted(
-            f"the bulk enqueue stopped; {self.acknowledged:,} jobs are stored: {type(error).__name__}: {error}",
-            self.acknowledged,
-        )
 
 
 def _pauses(timeout: float) -> Iterator[float]:

@@ -78,6 +78,8 @@ def blocking() -> None:
     assert_type(later.enqueue("x", "y"), Handle[dict[str, int]])
     assert_type(add.options(delay=dt.timedelta(1), queue="q", priority="low", retries=0).enqueue(1, 2).result(), int)
     assert_type(add.options(timeout=1, result_ttl=0).call(1), Call)
+    assert_type(add.options(durability="fsync").enqueue(1), Handle[int])
+    assert_type(app.enqueue_many([add.call(1)], durability="fsync"), int)
     assert_type(add.handle("id").result(), int)
     assert_type(app.enqueue_many([add.call(1), send.call("x", "y")]), int)
     assert_type(app.job("queue/id"), Job)

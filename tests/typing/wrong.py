@@ -59,6 +59,8 @@ def settings() -> None:
     app.enqueue_many([add])  # wrong
     app.enqueue_many([add.enqueue(1)])  # wrong
     app.enqueue_many(3)  # wrong
+    app.enqueue_many([add.call(1)], durability="always")  # wrong
+    add.options(durability=True)  # wrong
 
 
 @app.middleware  # wrong

@@ -57,12 +57,17 @@ class Enqueue(Verb[Enqueued], frozen=True):
     and its reply was lost: then those which are known are named in ``existing``. Repeats within one call: the first one
     counts.
 
+    With ``durable`` it is answered only when the jobs, those in ``existing`` too, are on the store's disk; a store in
+    memory has none, and answers as ever. Raises `BrokerRefused`, and then nothing was stored, if the store cannot tell
+    (Redis: older than 7.2, or without AOF), and `NotDurable` if the jobs are stored, but it does not tell in time.
+
     Raises `BrokerFull`, and then nothing was stored.
     """
 
     queue: str
     jobs: Sequence[NewJob]
     resend: bool = False
+    durable: bool = False
 
 
 class Get(Verb[Snapshot | None], frozen=True):

@@ -22,6 +22,7 @@ import msgspec
 import redis.connection
 
 from spool.broker import Beat, Enqueue, Get, Verb
+from spool.broker.redis.durable import Disk, DurableLine
 from spool.broker.redis.line import Address, BlockingLine, Line
 from spool.broker.redis.orders import Subscription
 from spool.broker.redis.scripts import Call, form, queue_key
@@ -89,6 +90,7 @@ class RedisBroker:
         # A child of a fork must neither use nor close its parent's connections: it just forgets them.
         os.register_at_fork(after_in_child=_Forget(self))
         self._address = _address(self._target, self.url)
+        self._disk = Disk(self._address, self.url)
 
     def _reset(self) -> None:
         self._idle: list[BlockingLine] = []
@@ -109,8 +111,9 @@ class RedisBroker:
             address = self._address
             # One that blocks for work hears nothing meanwhile, and that is no fault.
             patient = msgspec.structs.replace(address, timeout=address.timeout + MAX_BLOCK)
-            line = Line(address)
-            mine = self._loops[running] = _Loop(line, Line(patient), Post(line, address, self.prefix, self.url))
+            line, durable = Line(address), DurableLine(address, self.url)
+            post = Post(line, address, self.prefix, self.url)
+            mine = self._loops[running] = _Loop(line, durable, Line(patient), post)
         return mine
 
     def _sweep(self) -> None:
@@ -118,7 +121,7 @@ class RedisBroker:
         for loop in [loop for loop in list(self._loops) if loop.is_closed()]:
             mine = self._loops.pop(loop, None)
             if mine is not None:
-                for line in (mine.line, mine.idle, mine.post.ears):
+                for line in (mine.line, mine.durable.line, mine.idle, mine.post.ears):
                     line.abandon()
 
     def _take(self) -> BlockingLine:
@@ -147,6 +150,8 @@ class RedisBroker:
         return reply
 
     def _ask(self, call: Call) -> Any:
+        if call.durable:
+            return self._use(lambda line: self._disk.store(line, call))
         return self._use(lambda line: line.run(call))
 
     def _command(self, *command: str | bytes | float) -> Any:
@@ -173,7 +178,8 @@ class RedisBroker:
 
     async def acall(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.acall`."""
-        line = self._here().line
+        here = self._here()
+        line = here.line
         try:
             if not self._checked:
                 await asyncio.to_thread(self._check)
@@ -181,7 +187,7 @@ class RedisBroker:
                 await line.send("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
                 self._announced.add(verb.queue)
             call = self._form(verb)
-            reply = await line.run(call)
+            reply = await (here.durable if call.durable else line).run(call)
         except SpoolError:
             raise
         except (ServerError, OSError) as error:
@@ -328,15 +334,17 @@ class RedisBroker:
         mine = self._loops.pop(asyncio.get_running_loop(), None)
         if mine is not None:
             await mine.post.close()
+            await mine.durable.close()
             await mine.idle.close()
             await mine.line.close()
         self.close()
 
 
 class _Loop(NamedTuple):
-    """What belongs to one event loop: connections for calls and to block for work on, and who waits for results."""
+    """What belongs to one event loop: its connections, one of them to block for work on, and who waits for results."""
 
     line: Line
+    durable: DurableLine
     idle: Line
     post: Post
 

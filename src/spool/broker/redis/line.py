@@ -90,6 +90,8 @@ class Line:
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[_Wire] | None = None
         self._closed = False
+        self.connections = 0
+        """How many it has made so far."""
 
     async def run(self, call: Call) -> Any:
         """Send a script by name, and in full if the server does not know it."""
@@ -132,6 +134,7 @@ class Line:
         self._connecting = None
         if not task.cancelled() and task.exception() is None:
             self._wire = task.result()
+            self.connections += 1
 
     async def _connect(self) -> _Wire:
         address, loop = self._address, asyncio.get_running_loop()

@@ -81,6 +81,8 @@ class Call(NamedTuple):
     key: str
     args: list[Any]
     parse: Callable[[Any], Any]
+    durable: bool = False
+    """Whether the reply counts only once what was written is on the disk."""
 
 
 def _text(item: bytes) -> str:
@@ -340,7 +342,8 @@ def form(verb: Verb[Any], prefix: str, now: int | None) -> Call:
             return Call(script("documents"), shared, args, _stored)
         case _:
             name, args, parse = _FORMS[type(verb)](verb)
-            return Call(script(name), queue_key(prefix, _queue_of(verb)), clock + args, parse)
+            durable = type(verb) is Enqueue and verb.durable
+            return Call(script(name), queue_key(prefix, _queue_of(verb)), clock + args, parse, durable)
 
 
 def _queue_of(verb: Any) -> str:

@@ -103,6 +103,8 @@ def enqueue(tx: Transaction, verb: Enqueue) -> Enqueued:
         jobs, existing, conflicts = _sift(tx, queue, verb)
     if jobs:
         existing += _insert(tx, queue, jobs)
+    if verb.durable:  # a commit that changes nothing writes nothing, and jobs that are there may not be on the disk
+        queue.state.sequence += 1
     tx.stirred.add(queue.name)
     return Enqueued(tx.now, existing, conflicts)
 

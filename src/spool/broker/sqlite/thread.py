@@ -218,7 +218,10 @@ class StoreThread:
 
     def _transact(self, tickets: list[Ticket]) -> list[tuple[Ticket, object]]:
         durable = not DURABLE.isdisjoint(type(ticket.request) for ticket in tickets)
-        self._synchronise(self._location.synchronous if durable else "NORMAL")
+        level = self._location.synchronous if durable else "NORMAL"
+        if level == "NORMAL" and any(type(each.request) is Enqueue and each.request.durable for each in tickets):
+            level = "FULL"
+        self._synchronise(level)
         tx = self._begin("BEGIN IMMEDIATE")
         answers: list[tuple[Ticket, object]] = []
         for ticket in tickets:

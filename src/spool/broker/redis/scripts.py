@@ -135,7 +135,10 @@ def _heartbeat_args(verb: Beat) -> list[Any]:
 
 
 def _beat(verb: Beat) -> tuple[str, list[Any], Callable[[Any], Any]]:
-    return "beat", _heartbeat_args(verb), lambda reply: Beaten(reply[0], [_orders(each) for each in reply[2:]], reply[1])
+    def parse(reply: Any) -> Beaten:
+        return Beaten(reply[0], [_orders(each) for each in reply[2:]], reply[1])
+
+    return "beat", _heartbeat_args(verb), parse
 
 
 def _orders(reply: Any) -> Orders:

@@ -410,8 +410,7 @@ class Handle(Generic[R_co]):
 
     def _cancellation(self, reason: str) -> Act:
         ttl = max(self._task.settings.result_ttl, self._client.dedupe_window)
-        text = reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore")
-        return Act(self.queue, Cancel(text, round(ttl * 1000)), (self.id,))
+        return Act(self.queue, cancellation(reason, ttl), (self.id,))
 
     def _found(self, snapshot: Snapshot | None) -> Snapshot:
         if snapshot is None:
@@ -435,6 +434,11 @@ class Handle(Generic[R_co]):
             raise JobCancelled(f"{self} ({job.task}) was cancelled" + (f": {job.error}" if job.error else ""))
         last = job.history[-1].error_type if job.history else ""
         raise JobFailed(f"{self} ({job.task}) is dead: {job.error}", last, job.traceback)
+
+
+def cancellation(reason: str, ttl: float) -> Cancel:
+    """Return the action that cancels, and remembers for ``ttl`` seconds; a longer reason than `MAX_REASON` is cut."""
+    return Cancel(reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore"), round(ttl * 1000))
 
 
 def _deadline(timeout: float | None) -> float:

@@ -207,7 +207,7 @@ def test_jobs_show(run, app):
     assert run("jobs", "show", handle.id, "--queue", "mail", "--json").json["id"] == handle.id
     missing = run("jobs", "show", "mail/nothing")
     assert missing.code == 1
-    assert "mail/nothing" in missing.err
+    assert "no job 'nothing' is known in queue 'mail'" in missing.err
 
 
 def test_jobs_cancel_by_name_and_by_choice(run, app):
@@ -232,7 +232,7 @@ def test_naming_an_unknown_job_changes_nothing(run, app):
 def test_jobs_delete_by_state(run, app):
     kept = app.tasks["send"].enqueue("a")
     gone = app.tasks["send"].options(delay=60).enqueue("b")
-    assert run("jobs", "delete", "--state", "scheduled").out == "1 job changed\n"
+    assert run("jobs", "delete", "--state", "scheduled").out == "1 job deleted\n"
     listed = [job["id"] for job in run("jobs", "list", "--json").json]
     assert kept.id in listed
     assert gone.id not in listed
@@ -241,7 +241,7 @@ def test_jobs_delete_by_state(run, app):
 # Dead
 
 
-def test_dead_list_show_retry_delete(run, app, broker):
+def test_dead_list_show_replay_delete(run, app, broker):
     app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(3))
     ids = let_die(broker, "mail", "ValueError: no such address", count=3)
     app.tasks["shrink"].enqueue("x")
@@ -258,11 +258,11 @@ def test_dead_list_show_retry_delete(run, app, broker):
     assert "Traceback" in shown
     assert "died" in shown
 
-    assert run("dead", "retry", f"mail/{ids[0]}").out == "1 job changed\n"
+    assert run("dead", "replay", f"mail/{ids[0]}").out == "1 job replayed\n"
     assert state(app, f"mail/{ids[0]}") is State.READY
     assert run("dead", "show", f"mail/{ids[0]}").code == 1
-    assert run("dead", "retry", "--error", "no such address").out == "2 jobs changed\n"
-    assert run("dead", "delete", "--all").out == "1 job changed\n"
+    assert run("dead", "replay", "--error", "no such address").out == "2 jobs replayed\n"
+    assert run("dead", "delete", "--all").out == "1 job deleted\n"
     assert run("dead", "list", "--json").json == []
 
 

@@ -165,7 +165,8 @@ def _progress(rate: float | None) -> Generator[OnProgress]:
     except BaseException as error:
         if so_far:
             line = "\n" if isinstance(error, KeyboardInterrupt) else ""  # after the terminal's ^C
-            click.echo(f"{line}stopped part of the way; {so_far:,} jobs are replayed", err=True)
+            many = "1 job is" if so_far == 1 else f"{so_far:,} jobs are"
+            click.echo(f"{line}stopped part of the way; {many} replayed", err=True)
         raise
 
 

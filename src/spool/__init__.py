@@ -35,8 +35,10 @@ from spool.errors import (
     TaskUnknown,
     VersionConflict,
 )
+from spool.grouping import ErrorGroup, ErrorGroups
 from spool.job import Job, State
 from spool.retry import Backoff
+from spool.selection import Selection
 from spool.task import Call, Handle, Task
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ __all__ = [
     "ConfigError",
     "Directive",
     "EnqueueInterrupted",
+    "ErrorGroup",
+    "ErrorGroups",
     "Handle",
     "Job",
     "JobCancelled",
@@ -70,6 +74,7 @@ __all__ = [
     "ResultError",
     "ResultTimeout",
     "Retry",
+    "Selection",
     "Spool",
     "SpoolError",
     "State",

@@ -25,18 +25,20 @@ from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overloa
 
 from msgspec.structs import replace
 
-from spool.broker import Broker, Enqueue, Enqueued, Get, Load, Loaded, Verb, connect
+from spool.broker import Broker, Enqueue, Enqueued, connect
 from spool.bulk import Bulk
 from spool.errors import (
     BrokerUnavailable,
     ConfigError,
-    JobNotFound,
     SyncInLoop,
     TaskExists,
 )
-from spool.job import Job, Priority, view
+from spool.job import Job, Priority
 from spool.payload import MAX_PAYLOAD
-from spool.retry import DEFAULT_BACKOFF, Backoff, RetryPolicy, delay
+from spool.retry import DEFAULT_BACKOFF, Backoff, Exceptions, checked_policy, delay
+from spool.selection import Selection
+from spool.selection.criteria import StateName, When, criteria
+from spool.selection.walk import Steps, arun, look_up, run
 from spool.task import Call, Durability, Task, TaskKind, TaskSettings, check_count, seconds
 
 P = ParamSpec("P")
@@ -44,7 +46,6 @@ R = TypeVar("R")
 M = TypeVar("M", bound="Middleware")
 L = TypeVar("L", bound="Callable[[Any], AbstractAsyncContextManager[Any]] | Callable[[Any], AsyncIterator[Any]]")
 
-Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 CallNext = Callable[[], Awaitable[Any]]
 Middleware = Callable[[Any, CallNext], Awaitable[Any]]
 """Wraps each attempt: ``async (context, call_next) -> result``."""
@@ -166,9 +167,7 @@ class Spool:
 
         Raises `TaskExists` for a name taken twice and `ConfigError` for a setting that cannot be used.
         """
-        policy = RetryPolicy(
-            retries, _backoff(backoff), _exceptions("retry_on", retry_on), _exceptions("no_retry_on", no_retry_on)
-        )
+        policy = checked_policy(retries, backoff, retry_on, no_retry_on)
 
         def declare(fn: Callable[..., Any]) -> Task[..., Any]:
             kind = _kind(fn, process=process)
@@ -381,37 +380,35 @@ class Spool:
         By the id alone it is looked for in every queue, those of this app's tasks first. Raises `JobNotFound`.
         """
         self.check_sync("job", "ajob")
-        steps, reply = self._look_up(id, queue), None
-        try:
-            while True:
-                reply = self.broker.call(steps.send(reply))
-        except StopIteration as found:
-            return cast("Job", found.value)
+        return run(self.broker, self._look_up(id, queue))
 
     async def ajob(self, id: str, queue: str | None = None) -> Job:
         """As `job`, in the running event loop."""
-        steps, reply = self._look_up(id, queue), None
-        try:
-            while True:
-                reply = await self.broker.acall(steps.send(reply))
-        except StopIteration as found:
-            return cast("Job", found.value)
+        return await arun(self.broker, self._look_up(id, queue))
 
-    def _look_up(self, id: str, queue: str | None) -> Generator[Verb[Any], Any, Job]:
-        """Yield what is to be asked, take the replies, return the job."""
-        if queue is None and "/" in id:
-            queue, _, id = id.partition("/")
-        for name in [queue] if queue else dict.fromkeys(task.settings.queue for task in self._tasks.values()):
-            if snapshot := (yield Get(name, id)):
-                return view(snapshot)
-        page = Loaded(0, [], "") if queue else (yield Load("queue"))
-        while page.documents:
-            for document in page.documents:
-                if snapshot := (yield Get(document.key, id)):
-                    return view(snapshot)
-            page = (yield Load("queue", page.cursor)) if page.cursor else Loaded(0, [])
-        where = f"in queue {queue!r}" if queue else "in any queue"
-        raise JobNotFound(f"no job {id!r} is known {where} (any more)")
+    def _look_up(self, id: str, queue: str | None) -> Steps[Job]:
+        return look_up(id, (queue,) if queue else None, (task.settings.queue for task in self._tasks.values()))
+
+    def jobs(
+        self,
+        *,
+        id: str | Iterable[str] | None = None,
+        queue: str | Iterable[str] | None = None,
+        state: StateName | Iterable[StateName] | None = None,
+        task: str | Task[..., Any] | None = None,
+        error: str | None = None,
+        since: When | None = None,
+        until: When | None = None,
+    ) -> Selection:
+        """Return the jobs that meet all of these; None is any. See `Selection` for what can be done with them.
+
+        By ``queue/id`` or id, queue and state, one or several; by task; by text that the last error, ``Type: message``,
+        contains; by when the job ended, or if it has not, was created, in since ≤ t < until. A time is a datetime
+        with a zone, or before now, by the store's clock: a timedelta or a number of seconds. Raises `ConfigError`.
+        """
+        chosen = criteria(id=id, queue=queue, state=state, task=task, error=error, since=since, until=until)
+        results = (task.settings.result_ttl for task in self._tasks.values())
+        return Selection(self, chosen, remember=max(self.dedupe_window, *results, 0))
 
 
 def _pauses(timeout: float) -> Iterator[float]:
@@ -421,19 +418,6 @@ def _pauses(timeout: float) -> Iterator[float]:
     while (left := end - time.monotonic()) > 0:
         yield min(left, delay(_RESEND, failures, random.random()))  # noqa: S311 - jitter
         failures += 1
-
-
-def _backoff(given: object) -> Backoff:
-    if not isinstance(given, Backoff):
-        raise ConfigError(f"backoff must be a Backoff, as Backoff(base=1, cap=300), not {given!r}")
-    return given
-
-
-def _exceptions(name: str, given: Exceptions) -> tuple[type[BaseException], ...]:
-    listed = given if isinstance(given, tuple) else (given,)
-    if not all(isinstance(each, type) and issubclass(each, BaseException) for each in cast("tuple[object]", listed)):
-        raise ConfigError(f"{name} takes an exception class or a tuple of them, not {given!r}")
-    return listed
 
 
 def _kind(fn: Callable[..., Any], *, process: bool) -> TaskKind:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Proto
 
 import msgspec
 
-from spool.broker import Act, Broker, Cancel, Enqueue, Enqueued, Get, NewJob
+from spool.broker import Act, Broker, Enqueue, Enqueued, Get, NewJob, cancellation
 from spool.errors import ConfigError, JobCancelled, JobConflict, JobFailed, JobNotFound, ResultTimeout
 from spool.job import (
     MAIN,
@@ -57,8 +57,6 @@ MAX_SECONDS: Final = 100 * 366 * 86_400
 
 MAX_HEADERS: Final = 8 * 1024
 """Bytes of names and values together."""
-
-MAX_REASON: Final = 4 * 1024
 
 
 class TaskSettings(msgspec.Struct, frozen=True):
@@ -429,8 +427,7 @@ class Handle(Generic[R_co]):
 
     def _cancellation(self, reason: str) -> Act:
         ttl = max(self._task.settings.result_ttl, self._client.dedupe_window)
-        text = reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore")
-        return Act(self.queue, Cancel(text, round(ttl * 1000)), (self.id,))
+        return Act(self.queue, cancellation(reason, ttl), (self.id,))
 
     def _found(self, snapshot: Snapshot | None) -> Snapshot:
         if snapshot is None:

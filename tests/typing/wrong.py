@@ -63,6 +63,16 @@ def settings() -> None:
     add.options(durability=True)  # wrong
 
 
+def together() -> None:
+    app.jobs(state="asleep")  # wrong
+    app.jobs(state=["dead", "asleep"])  # wrong
+    app.jobs(since="2h")  # wrong
+    app.jobs(task=len)  # wrong
+    app.jobs("dead")  # wrong
+    app.jobs(state="dead").replay(rate="10")  # wrong
+    app.jobs(state="dead").cancel(5)  # wrong
+
+
 @app.middleware  # wrong
 def sync_middleware(context: object) -> int:
     return 1

@@ -67,6 +67,7 @@ from spool.broker.verbs import (
     Verb,
     Watch,
     Watched,
+    cancellation,
 )
 from spool.errors import ConfigError
 from spool.job import Snapshot
@@ -114,6 +115,7 @@ __all__ = [
     "Verb",
     "Watch",
     "Watched",
+    "cancellation",
     "connect",
 ]
 

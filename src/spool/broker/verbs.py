@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -111,6 +111,15 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
     reason: str = ""
     ttl: int = 3_600_000
+
+
+MAX_REASON: Final = 4 * 1024
+"""Bytes of a reason that are kept."""
+
+
+def cancellation(reason: str, ttl: float) -> Cancel:
+    """Return the action that cancels, and remembers for ``ttl`` seconds; a longer reason than `MAX_REASON` is cut."""
+    return Cancel(reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore"), round(ttl * 1000))
 
 
 class Replay(msgspec.Struct, frozen=True, tag=True):

@@ -225,9 +225,10 @@ class Heart:
             try:
                 self._broker.await_orders(self._queues(), 30)
                 self.kick()
-            except BrokerError:
+            except BrokerError:  # word may have been lost
                 if not self._stopped:
                     time.sleep(1)
+                    self.kick()
             except Exception:
                 logger.exception("the thread that waits for orders failed; they come with the beats")
                 return

@@ -407,7 +407,7 @@ class TestCancelling:
         worker = Worker(broker)
         broker.before = lambda verb: worker.claim() if isinstance(verb, Act) else None
         assert app.jobs(id=id).cancel("enough") == 1
-        assert broker.call(Beat("mail", [Heartbeat(worker.name)])).orders[0].cancel == [id]
+        assert broker.call(Beat("mail", [Heartbeat(worker.name)])).orders[0].cancel == {id: "enough"}
 
     def test_an_unknown_id_changes_nothing(self, app, send):
         (id,) = enqueue(send, 1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from spool import __version__
-from spool.cli import dead, jobs, measure, queues, run
+from spool.cli import chaos, dead, jobs, measure, queues, run
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 
@@ -33,6 +33,7 @@ for _command in (
     dead.dead,
     measure.bench,
     measure.demo,
+    chaos.chaos,
 ):
     spool.add_command(_command)
 

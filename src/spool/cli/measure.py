@@ -32,7 +32,7 @@ def _interrupt(_signum: int, _frame: object) -> None:
 
 
 @contextmanager
-def _stoppable() -> Generator[None]:
+def stoppable() -> Generator[None]:
     """Let SIGTERM do what Ctrl-C does, so that neither leaves a store or processes behind."""
     # By way of a real SIGINT, which a running event loop knows how to take; what a script starts with & has it ignored.
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _interrupt}
@@ -44,7 +44,7 @@ def _stoppable() -> Generator[None]:
             signal.signal(signum, handler)
 
 
-def _check_file(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+def check_file(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     """Refuse a file that cannot be written before the run, not after it."""
     if value is not None and value != "-" and not Path(value).absolute().parent.is_dir():
         raise click.BadParameter(f"there is no directory {str(Path(value).parent)!r}")
@@ -77,7 +77,7 @@ def demo(*, directory: str | None, url: str | None, processes: int | None, keep:
         errors.print(f"workers are ready; indexing {what} on {store}", soft_wrap=True)
 
     where = directory or sysconfig.get_paths()["stdlib"]
-    with _stoppable(), progress(errors) as update:
+    with stoppable(), progress(errors) as update:
         report = run(where, url, processes, keep=keep, on_start=begin, on_progress=update)
     if as_json:
         print_json(plain(report))
@@ -101,7 +101,7 @@ def bench() -> None:
     "--json",
     "file",
     type=click.Path(dir_okay=False, allow_dash=True, writable=True),
-    callback=_check_file,
+    callback=check_file,
     help="Write the result here; - is stdout only.",
 )
 @click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
@@ -143,7 +143,7 @@ def quick(*, url: str | None, file: str | None, check: bool) -> int:
     "--json",
     "file",
     type=click.Path(dir_okay=False, allow_dash=True, writable=True),
-    callback=_check_file,
+    callback=check_file,
     help="Write the result here; - is stdout only.",
 )
 @click.option(
@@ -198,7 +198,7 @@ def _run(plan: Plan, url: str | None) -> BenchResult:
     """Run a plan, with its stages on stderr if that is a terminal."""
     from spool.bench import run
 
-    with _stoppable():
+    with stoppable():
         if not sys.stderr.isatty():
             return run(plan, url)
         try:

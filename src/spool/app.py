@@ -18,10 +18,11 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from types import MappingProxyType
-from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
@@ -40,6 +41,9 @@ from spool.selection import Selection
 from spool.selection.criteria import StateName, When, criteria
 from spool.selection.walk import Steps, arun, look_up, run
 from spool.task import Call, Durability, Task, TaskKind, TaskSettings, check_count, seconds
+
+if TYPE_CHECKING:
+    import asyncio
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -256,6 +260,34 @@ class Spool:
             yield broker
         finally:
             self._broker = before
+
+    async def run_worker(
+        self,
+        queues: Sequence[str] = (),
+        *,
+        concurrency: int = 100,
+        lease: float = 10.0,
+        grace: float = 30.0,
+        stop: asyncio.Event | None = None,
+    ) -> None:
+        """Work in this process and event loop until ``stop`` is set, or at once until cancelled.
+
+        For small deployments, beside a web app: a thread keeps the leases. Where jobs may take their process down, or
+        must end at their timeouts whatever they do, run ``spool worker``, which can kill and replace it. Tasks with
+        ``process=True`` are not run. ``queues`` is by default all that the tasks are declared for; running jobs get
+        ``grace`` seconds after ``stop``; what is left is handed back, uncounted. Raises `ConfigError` and, if it cannot
+        begin, `BrokerRefused`.
+
+        ```python
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(app.run_worker(["mail"]))
+            ...
+            working.cancel()
+        ```
+        """
+        from spool.worker import run
+
+        await run(self, queues, concurrency=concurrency, lease=lease, grace=grace, stop=stop)
 
     def close(self) -> None:
         """Give connections and threads back. Using the app again connects again."""

@@ -287,6 +287,34 @@ class Worker:
         )
 
 
+async def run(
+    app: Spool,
+    queues: Sequence[str],
+    *,
+    concurrency: int,
+    lease: float,
+    grace: float,
+    stop: asyncio.Event | None,
+) -> None:
+    """Run a worker as `Spool.run_worker` says."""
+    worker = Worker(app, queues, concurrency=concurrency, pool_size=0, lease=lease, grace=grace)
+    working = asyncio.create_task(worker.run())
+    watching = asyncio.create_task(stop.wait()) if stop is not None else None
+    try:
+        await asyncio.wait([task for task in (working, watching) if task is not None], return_when="FIRST_COMPLETED")
+        if not working.done():
+            worker.stop()
+        await working
+    except asyncio.CancelledError:
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+        raise
+    finally:
+        if watching is not None:
+            watching.cancel()
+
+
 def check_limits(
     queues: Sequence[str],
     concurrency: int,

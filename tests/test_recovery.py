@@ -176,14 +176,19 @@ def test_a_stopped_child_is_killed_and_replaced(broker, url, log):
 # Poison
 
 
+# Suspects are tried one at a time, so the whole scale takes minutes.
+NEIGHBOURS, SECONDS = (99, 5.0) if os.environ.get("SPOOL_TEST_LONG") else (6, 0.3)
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["exit", "segfault", "memory", "recursion"])
-def test_one_poison_job_dies_alone(broker, url, log, how, monkeypatch):
-    with Fleet(options(url, concurrency=20)) as fleet:
+def test_one_poison_job_dies_alone(broker, url, log, how):
+    with Fleet(options(url, concurrency=100)) as fleet:
         fleet.wait_ready()
-        naps = [shop.nap.enqueue(log, 0.3) for _ in range(6)]
+        naps = [shop.nap.enqueue(log, SECONDS) for _ in range(NEIGHBOURS)]
         poison = shop.ruin.enqueue(log, how)
         for handle in naps:
-            handle.result(60)
+            handle.result(800)
         assert broker.ended("default", poison.id, 60) is not None
     job = poison.job()
     assert job.state is State.DEAD

@@ -57,6 +57,9 @@ class FaultyBroker:
     async def await_work(self, queues: Sequence[str], timeout: float) -> None:
         await self._broker.await_work(queues, timeout)
 
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        self._broker.await_orders(queues, timeout)
+
     def close(self) -> None:
         self.closed += 1
         self._broker.close()

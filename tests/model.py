@@ -105,6 +105,8 @@ class ModelBroker:
         self._documents = Documents(self.clock)
         self._changed = threading.Condition()
         self._closed = False
+        self._told: dict[tuple[str, ...], int] = {}
+        """How many wishes to cancel running jobs of these queues who awaits orders was told of."""
 
     @property
     def now(self) -> int:
@@ -137,8 +139,17 @@ class ModelBroker:
     async def await_work(self, queues: Sequence[str], timeout: float) -> None:
         await poll(lambda: any(self._has_work(self.queue(name)) for name in queues), timeout)
 
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        key = tuple(queues)
+        with self._changed:
+            told = self._told.setdefault(key, self._wishes(key))
+            self._changed.wait_for(lambda: self._wishes(key) != told, timeout)
+            self._told[key] = self._wishes(key)
+
     def close(self) -> None:
-        self._closed = True
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     async def aclose(self) -> None:
         self.close()
@@ -146,6 +157,10 @@ class ModelBroker:
     def _check_open(self) -> None:
         if self._closed:
             raise BrokerUnavailable("the model is closed")
+
+    def _wishes(self, queues: tuple[str, ...]) -> int:
+        self._check_open()
+        return sum(self.queue(name).wishes for name in queues)
 
     def _over(self, job: Get) -> bool:
         self._check_open()
@@ -245,6 +260,7 @@ class ModelBroker:
             return False
         if entry.state is State.RUNNING:
             noted, entry.cancel = entry.cancel is None, entry.cancel or wish
+            queue.wishes += noted
             return noted
         numbers, _ = text_of(entry)
         record = readable(read_record, entry.record)
@@ -300,7 +316,8 @@ class ModelBroker:
         leases = [beat.lease for beat in verb.beats if beat.incarnation not in queue.tombstones]
         if leases:
             queue.look_at_clock(self.now, leases[0])
-        return Beaten(self.now, [self._beat_one(queue, beat) for beat in verb.beats])
+        orders = [self._beat_one(queue, beat) for beat in verb.beats]
+        return Beaten(self.now, orders, len(queue.among(State.SUSPECT)))
 
     def _beat_one(self, queue: Queue, beat: Heartbeat) -> Orders:
         if beat.incarnation in queue.tombstones:
@@ -311,7 +328,7 @@ class ModelBroker:
             me.tasks = frozenset(beat.tasks)
         unknown = self._reconcile(queue, beat)
         mine = queue.running(beat.incarnation)
-        cancel = [entry.id for entry in mine if entry.cancel]
+        cancel = {entry.id: entry.cancel.reason for entry in mine if entry.cancel}
         return Orders(cancel=cancel, held=len(mine), unknown=unknown, tasks=me.tasks is None)
 
     def _reconcile(self, queue: Queue, beat: Heartbeat) -> list[str]:
@@ -458,11 +475,18 @@ class ModelBroker:
 
     def _retire(self, verb: Retire) -> Retired:
         queue = self.queue(verb.queue)
-        first = self._bury(queue, verb)
+        known = verb.incarnation in queue.tombstones
+        some = verb.reason == "crashed" and verb.blamed is not None
+        first = self._bury(queue, msgspec.structs.replace(verb, reason="stopped") if some else verb)
         held = queue.running(verb.incarnation)
-        for entry in held[:STEP]:
+        blamed = [entry for entry in held if some and not known and entry.id in (verb.blamed or ())]
+        for entry in blamed:
+            self._hand_back(queue, entry, verb.reason, verb.detail)
+        others = queue.running(verb.incarnation)
+        step = max(STEP - len(blamed), 0)
+        for entry in others[:step]:
             self._hand_back(queue, entry, first.reason, first.detail)
-        return Retired(self.now, len(held[:STEP]), len(held[STEP:]))
+        return Retired(self.now, len(blamed) + len(others[:step]), len(others[step:]))
 
     def _bury(self, queue: Queue, verb: Retire) -> Retire:
         queue.alive.pop(verb.incarnation, None)

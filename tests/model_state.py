@@ -125,6 +125,7 @@ class Queue:
     blobs: list[bytes] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
     paused: bool = False
+    wishes: int = 0
     places: int = 0
     seen: int | None = None
     amnesty: int = 0

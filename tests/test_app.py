@@ -26,8 +26,8 @@ from spool import (
     SyncInLoop,
     TaskExists,
 )
-from spool.app import CHUNK_BYTES, CHUNK_JOBS, CHUNK_TOTAL
 from spool.broker import Enqueue, Enqueued, Stats
+from spool.bulk import CHUNK_BYTES, CHUNK_JOBS, CHUNK_TOTAL
 from spool.retry import RetryPolicy
 from tests.faulty import FaultyBroker
 from tests.model import ModelBroker

@@ -1,4 +1,8 @@
+import contextlib
+import datetime as dt
 import json
+import os
+import pty
 import subprocess
 import sys
 import time
@@ -8,10 +12,13 @@ from typing import NamedTuple
 import pytest
 
 from spool import Backoff, Spool, __version__
-from spool.broker import Beat, Broker, Claim, Died, Heartbeat, Settle, connect
+from spool.broker import Beat, Broker, Claim, Died, Heartbeat, Settle, Stats, connect
 from spool.cli import main
 from spool.cli.output import printable
+from spool.errors import BrokerUnavailable
 from spool.job import PRIORITIES, Attempt, State, Tally, new_id
+from tests.eventually import eventually
+from tests.faulty import FaultyBroker
 from tests.tallies import write_tally
 
 
@@ -104,8 +111,8 @@ def test_every_command_has_help(run):
         ["enqueue"],
         ["workers"],
         ["demo"],
-        *(["jobs", each] for each in ("list", "show", "cancel", "retry", "delete")),
-        *(["dead", each] for each in ("list", "show", "retry", "delete")),
+        *(["jobs", each] for each in ("list", "show", "cancel", "replay", "delete")),
+        *(["dead", each] for each in ("list", "groups", "show", "replay", "retry", "delete")),
         *(["queues", each] for each in ("list", "pause", "resume", "purge")),
         *(["bench", each] for each in ("quick", "custom")),
     ):
@@ -136,6 +143,13 @@ def test_help_loads_little():
         (["jobs", "cancel"], "--all"),
         (["jobs", "cancel", "mail/1", "--all"], "not both"),
         (["dead", "retry"], "--all"),
+        (["dead", "replay"], "--all"),
+        (["dead", "delete"], "--all"),
+        (["dead", "delete", "mail/1", "--since", "2h"], "not both"),
+        (["dead", "list", "--since", "yesterday"], "yesterday"),
+        (["dead", "list", "--since", "2026-02-03T10:00"], "time zone"),
+        (["dead", "list", "--until", "9999999999999d"], "too long ago"),
+        (["dead", "replay", "--all", "--rate", "0"], "--rate"),
         (["jobs", "list", "--url", "gopher://x"], "gopher"),
         (["jobs", "list", "--url", "sqlite:///nowhere/at/all.db"], "nowhere/at/all.db"),
         (["worker", "no_such_module:app", "--log-format", "human"], "no_such_module"),
@@ -207,7 +221,7 @@ def test_jobs_show(run, app):
     assert run("jobs", "show", handle.id, "--queue", "mail", "--json").json["id"] == handle.id
     missing = run("jobs", "show", "mail/nothing")
     assert missing.code == 1
-    assert "mail/nothing" in missing.err
+    assert "no job 'nothing' is known in queue 'mail'" in missing.err
 
 
 def test_jobs_cancel_by_name_and_by_choice(run, app):
@@ -232,7 +246,7 @@ def test_naming_an_unknown_job_changes_nothing(run, app):
 def test_jobs_delete_by_state(run, app):
     kept = app.tasks["send"].enqueue("a")
     gone = app.tasks["send"].options(delay=60).enqueue("b")
-    assert run("jobs", "delete", "--state", "scheduled").out == "1 job changed\n"
+    assert run("jobs", "delete", "--state", "scheduled").out == "1 job deleted\n"
     listed = [job["id"] for job in run("jobs", "list", "--json").json]
     assert kept.id in listed
     assert gone.id not in listed
@@ -241,7 +255,7 @@ def test_jobs_delete_by_state(run, app):
 # Dead
 
 
-def test_dead_list_show_retry_delete(run, app, broker):
+def test_dead_list_show_replay_delete(run, app, broker):
     app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(3))
     ids = let_die(broker, "mail", "ValueError: no such address", count=3)
     app.tasks["shrink"].enqueue("x")
@@ -258,12 +272,131 @@ def test_dead_list_show_retry_delete(run, app, broker):
     assert "Traceback" in shown
     assert "died" in shown
 
-    assert run("dead", "retry", f"mail/{ids[0]}").out == "1 job changed\n"
+    assert run("dead", "replay", f"mail/{ids[0]}").out == "1 job replayed\n"
     assert state(app, f"mail/{ids[0]}") is State.READY
     assert run("dead", "show", f"mail/{ids[0]}").code == 1
-    assert run("dead", "retry", "--error", "no such address").out == "2 jobs changed\n"
-    assert run("dead", "delete", "--all").out == "1 job changed\n"
+    assert run("dead", "replay", "--error", "no such address").out == "2 jobs replayed\n"
+    assert run("dead", "delete", "--all").out == "1 job deleted\n"
     assert run("dead", "list", "--json").json == []
+
+
+def test_dead_filters(run, app, broker):
+    app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(3))
+    (first,) = let_die(broker, "mail", "TimeoutError: after 30 s")
+    died = app.job(first).finished
+    eventually(lambda: broker.call(Stats("mail")).now > died)
+    (second,) = let_die(broker, "mail", "ValueError: no")
+    app.tasks["shrink"].enqueue("x")
+    (third,) = let_die(broker, "files", "TimeoutError: after 5 s")
+    between = dt.datetime.fromtimestamp((died + 1) / 1000, dt.timezone(dt.timedelta(hours=2))).isoformat()
+
+    def listed(*options: str) -> set[str]:
+        return {job["id"] for job in run("dead", "list", "--json", *options).json}
+
+    assert listed("--queue", "mail") == {first, second}
+    assert listed("--queue", "mail", "--queue", "files") == {first, second, third}
+    assert listed("--error", "TimeoutError") == {first, third}
+    assert listed("--error", "TimeoutError", "--task", "shrink") == {third}
+    assert listed("--since", between) == {second, third}
+    assert listed("--until", between) == {first}
+    assert listed("--since", "1.5h") == listed("--since", "90s", "--until", "0s") == {first, second, third}
+    assert listed("--until", "30m") == listed("--until", "7d") == set()
+    assert run("dead", "list", "--error", "").code == 2
+    assert run("dead", "delete", "--until", "2h").out == "0 jobs deleted\n"
+    assert run("dead", "delete", "--until", between).out == "1 job deleted\n"
+    assert listed() == {second, third}
+
+
+def test_dead_groups(run, app, broker):
+    app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(4))
+    ids = [let_die(broker, "mail", f"LookupError: user {number} not found")[0] for number in range(3)]
+    (other,) = let_die(broker, "mail", "ValueError: \x1b[2J")
+    found = run("dead", "groups", "--json").json
+    assert (found["total"], found["others"]) == (4, 0)
+    assert [(each["count"], each["message"]) for each in found["top"]] == [(3, "user <n> not found"), (1, "\x1b[<n>J")]
+    assert found["top"][0]["sample"].removeprefix("mail/") in ids
+    table = run("dead", "groups")
+    assert "3  send  LookupError: user <n> not found" in table.out
+    assert f"mail/{other}" in table.out
+    assert "\x1b" not in table.out
+    assert table.err == ""
+    assert "1 of 4 jobs are in other groups" in run("dead", "groups", "--limit", "1").err
+    assert run("dead", "groups", "--error", "ValueError", "--json").json["total"] == 1
+
+
+def test_dead_list_says_what_is_kept(run, app, broker):
+    app.tasks["send"].enqueue("a")
+    let_die(broker, "mail")
+    assert "1 dead; each queue keeps 100,000 for 30 days, 0 pruned so far" in run("dead", "list").err
+    assert run("dead", "list", "--json").err == ""
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # how many Redis keeps is written into its scripts
+def test_pruned_dead_jobs_are_counted(run, app, broker, monkeypatch):
+    monkeypatch.setattr("spool.broker.sqlite.leases.MAX_DEAD", 1)
+    app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(3))
+    for _ in range(3):
+        let_die(broker, "mail")
+    let_die(broker, "mail")  # finds nothing to claim, but keeps house
+    assert "2 pruned" in run("dead", "list", "--queue", "mail").err
+    assert "0 pruned" in run("dead", "list", "--queue", "files").err
+    heads, mail = (line.split() for line in run("queues").out.splitlines())
+    assert mail[heads.index("pruned")] == "2"
+
+
+@pytest.mark.parametrize("command", [["dead", "replay"], ["dead", "retry"], ["jobs", "replay"], ["jobs", "retry"]])
+def test_replay_by_any_name(run, app, broker, command):
+    app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(3))
+    ids = let_die(broker, "mail", count=3)
+    waiting = app.tasks["send"].enqueue("x")
+    assert run(*command, f"mail/{ids[0]}", ids[1], "--rate", "1000").out == "2 jobs replayed\n"
+    assert run(*command, "--queue", "mail").out == "1 job replayed\n"
+    assert {job["generation"] for job in run("jobs", "list", "--state", "ready", "--json").json} == {0, 1}
+    assert waiting.status() is State.READY
+
+
+def test_a_replay_that_stops_says_where(run, app, broker, monkeypatch):
+    app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(3))
+    let_die(broker, "mail", count=3)
+    faulty = FaultyBroker(broker)
+    monkeypatch.setattr("spool.broker.connect", lambda _: faulty)
+    monkeypatch.setattr(faulty, "close", lambda: None)
+    faulty.faults = [None, None, None, BrokerUnavailable("gone")]  # the queues, the dead ones, the first of them
+    stopped = run("dead", "replay", "--all", "--rate", "20")
+    assert stopped.code == 1
+    assert stopped.err == "stopped part of the way; 1 job is replayed\nspool: gone\n"
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    stopped = run("dead", "replay", "--all", "--rate", "20")
+    assert stopped.code == 130
+    assert "1 job is replayed" in stopped.err
+    assert app.jobs(state="dead").count() == 1
+
+
+def test_a_paced_replay_shows_how_far_it_is_on_a_terminal(app, broker):
+    app.enqueue_many(app.tasks["send"].call(str(number)) for number in range(5))
+    let_die(broker, "mail", count=5)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "spool", "dead", "replay", "--all", "--rate", "20"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while more := os.read(ours, 4096):
+                shown += more
+        os.close(ours)
+        assert process.communicate(timeout=20)[0] == b"5 jobs replayed\n"
+    assert b"5 of 5 replayed" in shown
+
+
+def test_cancel_says_why(run, app):
+    handle = app.tasks["send"].enqueue("a")
+    assert run("jobs", "cancel", handle, "--reason", "not wanted").out == "1 job changed\n"
+    assert handle.job().error == "not wanted"
 
 
 def test_text_from_the_store_is_no_terminal_code(run, app, broker):

@@ -6,7 +6,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["app", "broker", "errors", "job", "payload", "retry", "task", "testing"])
+@pytest.mark.parametrize(
+    "name", ["app", "broker", "errors", "grouping", "job", "payload", "retry", "selection", "task", "testing"]
+)
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"spool.{name}")

@@ -122,7 +122,7 @@ def plain_job(found: Snapshot) -> dict[str, Any]:
 def plain_orders(orders: Orders) -> Any:
     if orders.lost:
         return "lost"
-    return sorted(orders.cancel), orders.held, sorted(orders.unknown), orders.tasks
+    return orders.cancel, orders.held, sorted(orders.unknown), orders.tasks
 
 
 def plain(reply: Any, lanes: dict[str, int]) -> Any:
@@ -133,7 +133,7 @@ def plain(reply: Any, lanes: dict[str, int]) -> Any:
             tallies = {id: read_tally(text) for id, text in reply.tallies.items()}
             return reply.now, jobs, tallies, reply.next_at
         case Beaten():
-            return reply.now, [plain_orders(each) for each in reply.orders]
+            return reply.now, [plain_orders(each) for each in reply.orders], reply.suspects
         case Settled():
             return reply.accepted, sorted(reply.refused)
         case Watched():
@@ -255,7 +255,10 @@ class Twins(RuleBasedStateMachine):
         elif fault == "pause":
             self.both(Act(self.queue, Pause()))
         elif fault != "none":
-            self.both(Retire(self.queue, self.incarnation(worker), fault, "signal 9"))
+            name = self.incarnation(worker)
+            held = tuple(each.id for each in self.running() if each.incarnation == name)
+            blamed = data.draw(st.sampled_from([None, None, (), held[:1], held[1:]]))
+            self.both(Retire(self.queue, name, fault, "signal 9", blamed))
             self.lives[worker] += 1
         self.beat([worker], None)
         self.claim(worker, slots, trial=trial, unroutable_after=data.draw(UNROUTABLE))
@@ -310,10 +313,14 @@ class Twins(RuleBasedStateMachine):
                 self.both(msgspec.structs.replace(verb, seq=max(1, verb.seq - older)))
                 self.last[Settle] = verb
 
-    @rule(worker=WORKERS, reason=REASONS)
-    def retire(self, worker: str, reason: Any) -> None:
+    @rule(worker=WORKERS, reason=REASONS, data=st.data())
+    def retire(self, worker: str, reason: Any, data: st.DataObject) -> None:
         """Retire an incarnation, which goes on as if it had not heard."""
-        self.both(Retire(self.queue, self.incarnation(worker), reason, "signal 9"))
+        held = [each.id for each in self.running() if each.incarnation == self.incarnation(worker)]
+        some = st.lists(st.sampled_from(held or ["never"]), max_size=2, unique=True)
+        blamed = data.draw(some) + data.draw(st.lists(st.sampled_from(self.ids()), max_size=1))
+        given = tuple(blamed) if data.draw(st.booleans()) else None
+        self.both(Retire(self.queue, self.incarnation(worker), reason, "signal 9", given))
 
     @precondition(
         lambda self: len({*self.model.queue(self.queue).alive, *map(self.incarnation, ("w0", "w1", "w2"))}) <= REAPED

@@ -84,7 +84,7 @@ def parent() -> Iterator[Parent]:
 
 def test_children_are_forked_with_the_app_imported(parent):
     number, sock, pid = parent.start("echo")
-    assert parent.events[0] == Ready(forks=True)
+    assert parent.events[0] == Ready(forks=True, url="sqlite:///spool.db")
     assert read_frame(sock) == [pid, parent.nursery.pid, 1, True]
     send_frame(sock, 3)
     assert parent.exit_of(number) == 3
@@ -124,7 +124,7 @@ def test_a_child_has_default_signals_and_the_nursery_none(parent):
 def test_an_app_that_starts_threads_gets_fresh_interpreters():
     parent = Parent("tests.threaded_shop:app")
     number, sock, pid = parent.start("echo")
-    assert parent.events[0] == Ready(forks=False)
+    assert parent.events[0] == Ready(forks=False, url="sqlite:///spool.db")
     assert read_frame(sock) == [pid, parent.nursery.pid, 2, True]
     send_frame(sock, 0)
     assert parent.exit_of(number) == 0

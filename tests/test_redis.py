@@ -39,7 +39,7 @@ from spool.broker import (
     Watch,
     connect,
 )
-from spool.broker.redis import RedisBroker
+from spool.broker.redis import RedisBroker, orders
 from spool.job import (
     NIL,
     Attempt,
@@ -385,6 +385,108 @@ class TestWaiting:
         await broker.acall(Enqueue("other", [new_job()]))
         await asyncio.wait_for(waiting, 10)
         await broker.aclose()
+
+
+def run_one(broker: RedisBroker, name: str = "w") -> str:
+    """Start a job and return its id."""
+    start_worker(broker, name)
+    job = new_job()
+    broker.call(Enqueue("q", [job]))
+    broker.call(Claim("q", name, 1, (1, 0)))
+    return job.id
+
+
+class TestOrders:
+    def test_waiting_for_orders_costs_the_server_nothing(self, broker, client):
+        broker.await_orders(["q", "other"], 0.01)
+        client.config_resetstat()
+        for _ in range(50):
+            broker.await_orders(["q", "other"], 0.002)
+        assert set(client.info("commandstats")) <= {"cmdstat_config|resetstat", "cmdstat_config", "cmdstat_info"}
+        assert client.pubsub_numsub("spool:{q}:orders")[0][1] == 1
+
+    def test_a_lost_subscription_is_said_and_made_again(self, broker, client):
+        id_ = run_one(broker)
+        broker.await_orders(["q"], 0.01)
+        client.client_kill_filter(_type="pubsub")
+        with pytest.raises(errors.BrokerUnavailable):
+            broker.await_orders(["q"], 30)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(broker.await_orders, ["q"], 30)
+            until(lambda: client.pubsub_numsub("spool:{q}:orders")[0][1] == 1)
+            broker.call(Act("q", Cancel(), [id_]))
+            waiting.result(10)
+
+    def test_a_subscription_lost_amid_a_wait_is_said_at_once(self, broker, client):
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(broker.await_orders, ["q"], 30)
+            until(lambda: client.pubsub_numsub("spool:{q}:orders")[0][1] == 1)
+            client.client_kill_filter(_type="pubsub")
+            with pytest.raises(errors.BrokerUnavailable):
+                waiting.result(10)
+
+    def test_a_server_that_has_gone_silent_is_found_out(self, redis_server, monkeypatch):
+        monkeypatch.setattr(orders, "QUIET", 0.05)
+        broker = RedisBroker(redis_server.url + "?socket_timeout=0.3")
+        for _ in range(3):
+            broker.await_orders(["q"], 0.07)  # it is asked, and answers
+        redis_server.pause()
+        try:
+            broker.await_orders(["q"], 0.1)  # no sooner than an answer may take
+            with pytest.raises(errors.BrokerUnavailable, match=r"no answer within 0\.3 s"):
+                broker.await_orders(["q"], 30)
+        finally:
+            redis_server.resume()
+        broker.await_orders(["q"], 0.01)
+        broker.close()
+
+    def test_an_answer_that_came_between_two_waits_counts(self, broker):
+        broker.await_orders(["q"], 0)
+        (subscription,) = broker._subscriptions.values()
+        subscription._line.tell("PING")
+        until(lambda: subscription._line._poll.poll(0))
+        subscription._answer_by = time.monotonic() - 1  # as after a long pause of this process
+        broker.await_orders(["q"], 0.01)
+
+    def test_nobody_listens(self):
+        broker = connect("redis://127.0.0.1:1/0")
+        with pytest.raises(errors.BrokerUnavailable, match=r"redis://127\.0\.0\.1:1/0"):
+            broker.await_orders(["q"], 30)
+
+    def test_of_no_queue_there_are_no_orders(self, broker):
+        broker.await_orders([], 0.01)
+
+    def test_a_forked_child_has_its_own_subscription(self, broker):
+        id_, second = run_one(broker), new_job()
+        broker.call(Enqueue("q", [second]))
+        broker.call(Claim("q", "w", 2, (1, 0)))
+        broker.await_orders(["q"], 0)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            broker.await_orders(["q"], 0)
+            broker.call(Act("q", Cancel(), [id_]))
+            broker.await_orders(["q"], 30)
+            os.write(writing, b"told")
+            broker.close()
+            os._exit(0)
+        assert os.read(reading, 10) == b"told"
+        os.waitpid(child, 0)
+        begin = time.monotonic()
+        broker.await_orders(["q"], 30)
+        broker.call(Act("q", Cancel(), [second.id]))
+        broker.await_orders(["q"], 30)
+        assert time.monotonic() - begin < 10
+        os.close(reading)
+        os.close(writing)
+
+    def test_a_closed_broker_leaves_no_connection(self, redis_url, client):
+        broker = RedisBroker(redis_url)
+        for queues in (["q"], ["q", "other"]):
+            broker.await_orders(queues, 0)
+        assert client.pubsub_numsub("spool:{q}:orders")[0][1] == 2
+        broker.close()
+        until(lambda: client.pubsub_numsub("spool:{q}:orders")[0][1] == 0)
 
 
 class TestDamage:

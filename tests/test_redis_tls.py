@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 import trustme
 
 from spool import errors
 from spool.broker import Stats, connect
+from tests.eventually import aeventually
 from tests.redis_server import RedisServer
 
 
@@ -73,6 +75,18 @@ async def test_a_certificate_that_is_trusted(proxy, scheme, options):
     assert (await asyncio.to_thread(broker.call, Stats("q"))).running == 0
     assert (await broker.acall(Stats("q"))).running == 0
     await broker.aclose()
+
+
+async def test_who_waits_for_orders_is_told_that_the_broker_is_closed(proxy, redis_server):
+    broker = connect(f"rediss://localhost:{proxy.port}/0?ssl_ca_certs={proxy.authority}")
+    waiting = asyncio.create_task(asyncio.to_thread(broker.await_orders, ["tls", "q"], 30))
+    with redis.Redis.from_url(redis_server.url) as client:
+        await aeventually(lambda: client.pubsub_numsub("spool:{q}:orders")[0][1])
+        await asyncio.sleep(0.05)
+        broker.close()
+        with pytest.raises(errors.BrokerUnavailable, match="closed"):
+            await asyncio.wait_for(waiting, 5)
+        await aeventually(lambda: not client.pubsub_numsub("spool:{q}:orders")[0][1])
 
 
 async def test_one_that_is_not(proxy):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ from spool.broker.sqlite import SqliteBroker, file, leases, thread
 from spool.broker.sqlite import jobs as sqlite_jobs
 from spool.broker.sqlite import store as sqlite_store
 from spool.broker.sqlite.store import RUNNING, STATES
-from spool.job import State
+from spool.job import State, view
 from tests.contract.driver import CORRUPT, LEASE, Driver, job, jobs, record, until
 from tests.model_state import Clock
 
@@ -217,6 +218,46 @@ def test_a_damaged_file(path, broker):
     path.write_bytes(content)
     with contextlib.closing(SqliteBroker(broker.url)) as again:
         refused(again, path, errors.StoreCorrupt)
+
+
+@pytest.mark.parametrize("value", ["'☃ text'", "''", "5", "1.5"])
+def test_a_body_that_is_no_blob_is_damaged_like_any_other(path, broker, q, value):
+    q.worker("w", job("a", fingerprint="f"), "b")
+    q.settle("w", q.done("a"), q.done("b"), metrics=b"blob")
+    q.enqueue("c", job("d", priority=0), "e")
+    broker.call(Store("kind", "key", b"body"))
+    with raw(path) as db:
+        for table, where in (("ending", "id = 'a'"), ("metrics", "1"), ("document", "1")):
+            db.execute(f"UPDATE {table} SET body = {value} WHERE {where}")
+        db.execute(f"UPDATE record SET body = {value} WHERE key = (SELECT record FROM job WHERE id = 'd')")
+        data = db.execute(f"SELECT CAST({value} AS BLOB)").fetchone()[0]
+    found = {each.id: each for each in q.snapshots(State.DONE)}
+    assert found["a"].ending == data == q.get("a").ending == broker.ended("q", "a").ending
+    assert "cannot be decoded" in view(found["a"]).error
+    assert view(found["b"]).error == ""
+    assert q.enqueue(job("a", fingerprint="f")).existing == ["a"]
+    assert broker.call(Watch("q")).blobs == [("1", data)]
+    assert broker.call(Load("kind")).documents[0].body == data
+    ready = [(each.id, each.record) for each in q.snapshots(State.READY)]
+    assert ready == [("d", data), ("c", record()), ("e", record())]
+    assert q.claim("w").jobs == ready
+    q.beat("v")
+    q.retire("w", "crashed")
+    assert q.claim("v").jobs == ready
+
+
+@pytest.mark.parametrize("value", ["x'5b31ff'", "7", "1.5"])
+def test_a_tally_that_is_no_text_is_the_trouble_of_its_job_alone(path, q, value):
+    q.worker("w", "a", "b")
+    q.settle("w", q.released("a"), q.released("b"))
+    with raw(path) as db:
+        db.execute(f"UPDATE job SET tally = {value} WHERE id = 'a'")
+    errors_shown = [view(each).error for each in q.snapshots(State.READY)]
+    assert "tally cannot be read" in errors_shown[0]
+    assert errors_shown[1].startswith("ValueError")
+    assert q.take("w") == ["a", "b"]
+    q.retire("w")
+    assert q.tally("a").attempts == 1
 
 
 def test_text_that_is_none_is_the_trouble_of_its_job_alone(path, broker, q):
@@ -606,6 +647,82 @@ def test_an_ending_is_noticed_across_processes(path, open_broker):
     process = child(cancel, broker.url)
     assert broker.ended("q", "a", 30).state is State.CANCELLED
     output(process)
+
+
+def test_orders_are_noticed_across_brokers(open_broker, clock):
+    broker, other = open_broker(), Driver(open_broker(), clock)
+    other.worker("w", "a", "b")
+    broker.await_orders(["q"], 0)
+    for id in ("a", "b"):
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(broker.await_orders, ["q"], 30)
+            until(lambda: broker._thread._waiting)
+            other.act(Cancel(), id)
+            waiting.result(SOON)
+
+
+def test_orders_are_looked_for_20_times_a_second_at_most(open_broker, clock):
+    broker, other = open_broker(), Driver(open_broker(), clock)
+    other.worker("w", "a")
+    broker.await_orders(["q"], 0)
+    statements = []
+    broker._thread._db.set_trace_callback(statements.append)
+    with ThreadPoolExecutor(1) as pool:
+        begin = time.monotonic()
+        waiting = pool.submit(broker.await_orders, ["q"], 0.5)
+        while not waiting.done():  # the file changes all the time
+            other.enqueue("x")
+        looks = (time.monotonic() - begin) / 0.05
+    broker._thread._db.set_trace_callback(None)
+    assert 3 <= sum("data_version" in each for each in statements) <= looks + 3
+    assert sum("FROM queue" in each for each in statements) <= looks + 3
+
+
+def test_who_waits_for_work_is_not_held_up_by_who_waits_for_orders(open_broker, clock):
+    broker, other = open_broker(), Driver(open_broker(), clock)
+    other.worker("w", "a")
+    other.settle("w", other.done("a"))
+
+    async def main():
+        listening = asyncio.create_task(asyncio.to_thread(broker.await_orders, ["q"], 0.3))
+        statements = []
+        wait = asyncio.ensure_future(broker.await_work(["q"], 0.1))
+        await broker.acall(Stats("q"))
+        broker._thread._db.set_trace_callback(statements.append)
+        await wait
+        broker._thread._db.set_trace_callback(None)
+        await listening
+        return sum("data_version" in each for each in statements)
+
+    assert asyncio.run(main()) > 5
+
+
+def test_a_file_that_cannot_be_read_ends_the_wait_for_orders(path, broker, q):
+    q.enqueue("a")
+    broker.await_orders(["q"], 0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(broker.await_orders, ["q"], 30)
+        with raw(path) as db:
+            db.execute("PRAGMA user_version = 99")
+            db.execute("DROP TABLE queue")
+        with pytest.raises(errors.BrokerError):
+            waiting.result(SOON)
+
+
+def test_a_forked_child_waits_for_orders_of_its_own(broker, q):
+    q.worker("w", "a")
+    broker.await_orders(["q"], 0)
+    child = os.fork()
+    if child == 0:
+        broker.await_orders(["q"], 0)
+        q.act(Cancel(), "a")
+        begin = time.monotonic()
+        broker.await_orders(["q"], 30)
+        os._exit(0 if time.monotonic() - begin < SOON else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    begin = time.monotonic()
+    broker.await_orders(["q"], 30)
+    assert time.monotonic() - begin < SOON
 
 
 def test_work_is_noticed_across_brokers(open_broker, clock):

@@ -118,7 +118,7 @@ def test_a_child_that_dies_is_replaced_and_its_jobs_run_again_at_once(broker, ur
     ends = [line.split()[1] for line in shop.lines(log, "end")]
     assert sorted(ends) == sorted(handle.id for handle in handles)
     stats = broker.call(Stats("default"))
-    assert stats.totals == {"enqueued": 20, "done": 20, "lost": lost}
+    assert stats.totals == {"enqueued": 20, "done": 20, "crashed": lost}
 
 
 def test_a_child_that_dies_again_and_again_is_started_ever_more_slowly():

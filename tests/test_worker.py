@@ -412,7 +412,7 @@ async def test_what_was_not_answered_is_asked_again_until_it_is(app, wire, kind,
 
 
 async def test_jobs_that_cannot_be_settled_do_not_pile_up_without_end(app, wire, monkeypatch):
-    monkeypatch.setattr("spool.worker.life.MAX_UNSETTLED", 50)
+    monkeypatch.setattr("spool.worker.claims.MAX_UNSETTLED", 50)
     ran = 0
 
     @app.task
@@ -868,6 +868,36 @@ async def test_stopping_without_a_store_does_not_take_forever(app, wire):
         began = time.monotonic()
         await asyncio.wait_for(worker.task, 5)
         assert time.monotonic() - began < 3
+
+
+async def test_an_app_works_in_its_own_process(app):
+    @app.task(queue="mail")
+    async def double(number: int) -> int:
+        return number * 2
+
+    @app.task(queue="mail")
+    async def wait() -> None:
+        await asyncio.sleep(60)
+
+    stop = asyncio.Event()
+    working = asyncio.create_task(app.run_worker(concurrency=2, stop=stop))
+    assert await (await double.aenqueue(21)).aresult(timeout=10) == 42
+    stop.set()
+    await asyncio.wait_for(working, 10)
+
+    working = asyncio.create_task(app.run_worker(["mail"], grace=60))
+    handle = await wait.aenqueue()
+    await aeventually(lambda: is_running(handle))
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(working, 10)
+    assert await handle.astatus() is State.READY
+    assert (await stats(app, "mail")).workers == 0
+
+
+async def test_what_keeps_a_worker_of_an_app_from_beginning_is_raised(app):
+    with pytest.raises(ConfigError, match="lease"):
+        await app.run_worker(lease=0.1)
 
 
 async def test_cancelling_the_worker_stops_it_at_once_and_is_not_swallowed(app):

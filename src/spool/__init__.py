@@ -20,6 +20,7 @@ from spool.errors import (
     JobFailed,
     JobNotFound,
     LeaseLost,
+    NotDurable,
     PayloadError,
     PayloadTooLarge,
     Release,
@@ -34,8 +35,10 @@ from spool.errors import (
     TaskUnknown,
     VersionConflict,
 )
+from spool.grouping import ErrorGroup, ErrorGroups
 from spool.job import Job, State
 from spool.retry import Backoff
+from spool.selection import Selection
 from spool.task import Call, Handle, Task
 
 if TYPE_CHECKING:
@@ -55,6 +58,8 @@ __all__ = [
     "ConfigError",
     "Directive",
     "EnqueueInterrupted",
+    "ErrorGroup",
+    "ErrorGroups",
     "Handle",
     "Job",
     "JobCancelled",
@@ -62,12 +67,14 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "LeaseLost",
+    "NotDurable",
     "PayloadError",
     "PayloadTooLarge",
     "Release",
     "ResultError",
     "ResultTimeout",
     "Retry",
+    "Selection",
     "Spool",
     "SpoolError",
     "State",

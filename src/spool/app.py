@@ -22,42 +22,39 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from types import MappingProxyType
-from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
-from spool.broker import Broker, Enqueue, Enqueued, Get, Load, Loaded, NewJob, Verb, connect
+from spool.broker import Broker, Enqueue, Enqueued, connect
+from spool.bulk import Bulk
 from spool.errors import (
-    ArgumentError,
     BrokerUnavailable,
     ConfigError,
-    EnqueueInterrupted,
-    JobConflict,
-    JobNotFound,
     SyncInLoop,
     TaskExists,
 )
-from spool.job import Job, Priority, view
+from spool.job import Job, Priority
 from spool.payload import MAX_PAYLOAD
-from spool.retry import DEFAULT_BACKOFF, Backoff, RetryPolicy, delay
-from spool.task import Call, Task, TaskKind, TaskSettings, check_count, seconds
+from spool.retry import DEFAULT_BACKOFF, Backoff, Exceptions, checked_policy, delay
+from spool.selection import Selection
+from spool.selection.criteria import StateName, When, criteria
+from spool.selection.walk import Steps, arun, look_up, run
+from spool.task import Call, Durability, Task, TaskKind, TaskSettings, check_count, seconds
+
+if TYPE_CHECKING:
+    import asyncio
 
 P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound="Middleware")
 L = TypeVar("L", bound="Callable[[Any], AbstractAsyncContextManager[Any]] | Callable[[Any], AsyncIterator[Any]]")
 
-Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 CallNext = Callable[[], Awaitable[Any]]
 Middleware = Callable[[Any, CallNext], Awaitable[Any]]
 """Wraps each attempt: ``async (context, call_next) -> result``."""
 
 DEFAULT_URL: Final = "sqlite:///spool.db"
-
-#: A bulk enqueue sends this many jobs, or bytes of them, of one queue at once, and holds back no more than CHUNK_TOTAL.
-CHUNK_JOBS: Final = 500
-CHUNK_BYTES: Final = 1024 * 1024
-CHUNK_TOTAL: Final = 8 * 1024 * 1024
 
 _RESEND: Final = Backoff(base=0.05, cap=1.0)
 
@@ -174,9 +171,7 @@ class Spool:
 
         Raises `TaskExists` for a name taken twice and `ConfigError` for a setting that cannot be used.
         """
-        policy = RetryPolicy(
-            retries, _backoff(backoff), _exceptions("retry_on", retry_on), _exceptions("no_retry_on", no_retry_on)
-        )
+        policy = checked_policy(retries, backoff, retry_on, no_retry_on)
 
         def declare(fn: Callable[..., Any]) -> Task[..., Any]:
             kind = _kind(fn, process=process)
@@ -240,8 +235,13 @@ class Spool:
         """The broker; made at first use, without a connection. Raises `ConfigError` for a URL that cannot be used."""
         return self._broker or self._connect()
 
+    @property
+    def location(self) -> str | Broker:
+        """What the broker is made from: a URL, password and all, or a broker."""
+        return self._url or os.environ.get("SPOOL_URL") or DEFAULT_URL
+
     def _connect(self) -> Broker:
-        url = self._url or os.environ.get("SPOOL_URL") or DEFAULT_URL
+        url = self.location
         if not isinstance(url, str) and not callable(getattr(url, "acall", None)):
             raise ConfigError(f"a broker is named by a URL, as redis://localhost or sqlite:///jobs.db, not by {url!r}")
         broker = connect(url) if isinstance(url, str) else url
@@ -260,6 +260,34 @@ class Spool:
             yield broker
         finally:
             self._broker = before
+
+    async def run_worker(
+        self,
+        queues: Sequence[str] = (),
+        *,
+        concurrency: int = 100,
+        lease: float = 10.0,
+        grace: float = 30.0,
+        stop: asyncio.Event | None = None,
+    ) -> None:
+        """Work in this process and event loop until ``stop`` is set, or at once until cancelled.
+
+        For small deployments, beside a web app: a thread keeps the leases. Where jobs may take their process down, or
+        must end at their timeouts whatever they do, run ``spool worker``, which can kill and replace it. Tasks with
+        ``process=True`` are not run. ``queues`` is by default all that the tasks are declared for; running jobs get
+        ``grace`` seconds after ``stop``; what is left is handed back, uncounted. Raises `ConfigError` and, if it cannot
+        begin, `BrokerRefused`.
+
+        ```python
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(app.run_worker(["mail"]))
+            ...
+            working.cancel()
+        ```
+        """
+        from spool.worker import run
+
+        await run(self, queues, concurrency=concurrency, lease=lease, grace=grace, stop=stop)
 
     def close(self) -> None:
         """Give connections and threads back. Using the app again connects again."""
@@ -331,12 +359,13 @@ class Spool:
                 failure = error
         raise failure
 
-    def enqueue_many(self, calls: Iterable[Call]) -> int:
+    def enqueue_many(self, calls: Iterable[Call], *, durability: Durability = None) -> int:
         """Store the jobs of many calls and return how many, those whose id was there already included.
 
-        Takes any iterable and sends it in chunks, so memory stays constant; jobs of one queue keep their order. If
-        anything goes wrong part of the way, raises `EnqueueInterrupted`, which says how many are stored for good;
-        its ``__cause__`` is what went wrong.
+        Takes any iterable and sends it in chunks, so memory stays constant; jobs of one queue keep their order. With
+        ``durability="fsync"`` a chunk counts as stored when it is on the store's disk (see `Task.options`). If anything
+        goes wrong part of the way, raises `EnqueueInterrupted`, which says how many are stored for good; its
+        ``__cause__`` is what went wrong.
 
         >>> app = Spool("sqlite://:memory:")
         >>> @app.task
@@ -346,7 +375,7 @@ class Spool:
         1000
         """
         self.check_sync("enqueue_many", "aenqueue_many")
-        bulk = _Bulk()
+        bulk = Bulk(durability)
         try:
             for call in calls:
                 for verb in bulk.add(call):
@@ -357,9 +386,9 @@ class Spool:
             raise bulk.interrupted(error) from error
         return bulk.acknowledged
 
-    async def aenqueue_many(self, calls: Iterable[Call] | AsyncIterable[Call]) -> int:
+    async def aenqueue_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, durability: Durability = None) -> int:
         """As `enqueue_many`, in the running event loop; also takes an async iterable."""
-        bulk = _Bulk()
+        bulk = Bulk(durability)
         try:
             if isinstance(calls, AsyncIterable):
                 async for call in calls:
@@ -383,81 +412,35 @@ class Spool:
         By the id alone it is looked for in every queue, those of this app's tasks first. Raises `JobNotFound`.
         """
         self.check_sync("job", "ajob")
-        steps, reply = self._look_up(id, queue), None
-        try:
-            while True:
-                reply = self.broker.call(steps.send(reply))
-        except StopIteration as found:
-            return cast("Job", found.value)
+        return run(self.broker, self._look_up(id, queue))
 
     async def ajob(self, id: str, queue: str | None = None) -> Job:
         """As `job`, in the running event loop."""
-        steps, reply = self._look_up(id, queue), None
-        try:
-            while True:
-                reply = await self.broker.acall(steps.send(reply))
-        except StopIteration as found:
-            return cast("Job", found.value)
+        return await arun(self.broker, self._look_up(id, queue))
 
-    def _look_up(self, id: str, queue: str | None) -> Generator[Verb[Any], Any, Job]:
-        """Yield what is to be asked, take the replies, return the job."""
-        if queue is None and "/" in id:
-            queue, _, id = id.partition("/")
-        for name in [queue] if queue else dict.fromkeys(task.settings.queue for task in self._tasks.values()):
-            if snapshot := (yield Get(name, id)):
-                return view(snapshot)
-        page = Loaded(0, [], "") if queue else (yield Load("queue"))
-        while page.documents:
-            for document in page.documents:
-                if snapshot := (yield Get(document.key, id)):
-                    return view(snapshot)
-            page = (yield Load("queue", page.cursor)) if page.cursor else Loaded(0, [])
-        where = f"in queue {queue!r}" if queue else "in any queue"
-        raise JobNotFound(f"no job {id!r} is known {where} (any more)")
+    def _look_up(self, id: str, queue: str | None) -> Steps[Job]:
+        return look_up(id, (queue,) if queue else None, (task.settings.queue for task in self._tasks.values()))
 
+    def jobs(
+        self,
+        *,
+        id: str | Iterable[str] | None = None,
+        queue: str | Iterable[str] | None = None,
+        state: StateName | Iterable[StateName] | None = None,
+        task: str | Task[..., Any] | None = None,
+        error: str | None = None,
+        since: When | None = None,
+        until: When | None = None,
+    ) -> Selection:
+        """Return the jobs that meet all of these; None is any. See `Selection` for what can be done with them.
 
-class _Bulk:
-    """A bulk enqueue on its way: calls by queue, handed out as enqueues neither too long nor too large."""
-
-    def __init__(self) -> None:
-        self.acknowledged = 0
-        self._waiting: dict[str, list[NewJob]] = {}
-        self._sizes: dict[str, int] = {}
-        self._total = 0
-
-    def add(self, call: Call) -> Sequence[Enqueue]:
-        if type(call) is not Call:
-            raise ArgumentError(f"a bulk enqueue takes calls, made by task.call(…), not {call!r:.100}")
-        queue, size = call.queue, len(call.job.record)
-        waiting = self._waiting.setdefault(queue, [])
-        waiting.append(call.job)
-        self._total += size
-        self._sizes[queue] = held = self._sizes.get(queue, 0) + size
-        if len(waiting) >= CHUNK_JOBS or held >= CHUNK_BYTES:
-            return (self._take(queue),)
-        return self.rest() if self._total >= CHUNK_TOTAL else ()
-
-    def rest(self) -> Sequence[Enqueue]:
-        return [self._take(queue) for queue in list(self._waiting)]
-
-    def _take(self, queue: str) -> Enqueue:
-        self._total -= self._sizes.pop(queue)
-        return Enqueue(queue, self._waiting.pop(queue))
-
-    def acknowledge(self, verb: Enqueue, reply: Enqueued) -> None:
-        conflicts = reply.conflicts
-        self.acknowledged += len(verb.jobs) - len(conflicts)
-        if conflicts:
-            more = f", and so are {len(conflicts) - 1} more ids" if len(conflicts) > 1 else ""
-            raise JobConflict(
-                f"{verb.queue}/{conflicts[0]} is taken by a job with another task or other arguments{more}"
-            )
-
-    def interrupted(self, error: Exception) -> EnqueueInterrupted:
-        return EnqueueInterrupted(
-            f"the bulk enqueue stopped; {self.acknowledged:,} jobs are stored: {type(error).__name__}: {error}",
-            self.acknowledged,
-        )
+        By ``queue/id`` or id, queue and state, one or several; by task; by text that the last error, ``Type: message``,
+        contains; by when the job ended, or if it has not, was created, in since ≤ t < until. A time is a datetime
+        with a zone, or before now, by the store's clock: a timedelta or a number of seconds. Raises `ConfigError`.
+        """
+        chosen = criteria(id=id, queue=queue, state=state, task=task, error=error, since=since, until=until)
+        results = (task.settings.result_ttl for task in self._tasks.values())
+        return Selection(self, chosen, remember=max(self.dedupe_window, *results, 0))
 
 
 def _pauses(timeout: float) -> Iterator[float]:
@@ -467,23 +450,6 @@ def _pauses(timeout: float) -> Iterator[float]:
     while (left := end - time.monotonic()) > 0:
         yield min(left, delay(_RESEND, failures, random.random()))  # noqa: S311 - jitter
         failures += 1
-
-
-def _backoff(given: object) -> Backoff:
-    if not isinstance(given, Backoff):
-        raise ConfigError(f"backoff must be a Backoff, as Backoff(base=1, cap=300), not {given!r}")
-    return given
-
-
-def _exceptions(name: str, given: Exceptions) -> tuple[type[BaseException], ...]:
-    listed = given if isinstance(given, tuple) else (given,)
-    if not all(map(_is_exception, listed)):
-        raise ConfigError(f"{name} takes an exception class or a tuple of them, not {given!r}")
-    return listed
-
-
-def _is_exception(given: object) -> bool:
-    return isinstance(given, type) and issubclass(given, BaseException)
 
 
 def _kind(fn: Callable[..., Any], *, process: bool) -> TaskKind:

@@ -13,6 +13,7 @@ SpoolError
 ├── JobConflict              the id is taken by a job with other arguments
 ├── JobNotFound              no such job, or it is no longer remembered
 ├── EnqueueInterrupted       a bulk enqueue stopped part of the way
+├── NotDurable               a job is stored, but not confirmed to be on the disk
 ├── BrokerError
 │   ├── BrokerUnavailable    the store cannot be reached, is loading, or does not answer in time
 │   ├── BrokerFull           the store has no room (maxmemory, disk full)
@@ -91,6 +92,14 @@ class EnqueueInterrupted(SpoolError):
     def __init__(self, message: str, acknowledged: int) -> None:
         super().__init__(message)
         self.acknowledged = acknowledged
+
+
+class NotDurable(SpoolError):
+    """A job is stored, but the store did not confirm in time that it is on the disk, as ``durability="fsync"`` asks.
+
+    It will run unless the store's machine fails first. The same call again, under an id of yours, stores nothing twice
+    and waits for the disk once more.
+    """
 
 
 class BrokerError(SpoolError):

@@ -36,7 +36,7 @@ from spool.app import Spool
 from spool.broker import connect
 from spool.errors import ConfigError
 
-ORPHANED: Final = 0.8
+ORPHANED: Final = 0.4
 """Seconds that children get to end in order when their parent is gone."""
 
 Entry = Callable[[socket.socket], int]
@@ -140,9 +140,13 @@ class Frames:
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The nursery has the app imported. ``forks``: whether its children will share memory."""
+    """The nursery has the app imported. ``forks``: whether its children will share memory.
+
+    ``url``: where its broker is, password and all; empty for an app that was given a broker.
+    """
 
     forks: bool
+    url: str
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -256,6 +260,7 @@ def main(fd: int) -> NoReturn:
         loaded = load_app(app)
         # Brokers connect only when they are used: this finds a URL that is no use, and imports what children need.
         _ = connect(url) if url else loaded.broker
+        where = url or loaded.location
     except BaseException as error:  # noqa: BLE001 - the import of an app may raise anything; the parent is told
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         send_frame(control, msgspec.to_builtins(Failed(reason, traceback.format_exc())))
@@ -266,7 +271,7 @@ def main(fd: int) -> NoReturn:
     gc.freeze()
     nest = _Nest(control, entry, app, run if forks else None)
     try:
-        nest.tell(Ready(forks))
+        nest.tell(Ready(forks, where if isinstance(where, str) else ""))
         nest.serve()
     except (EOFError, OSError):
         nest.clear()

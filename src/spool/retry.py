@@ -9,6 +9,8 @@ import msgspec
 
 from spool.errors import ConfigError, Retry
 
+Exceptions = type[BaseException] | tuple[type[BaseException], ...]
+
 
 class Backoff(msgspec.Struct, frozen=True):
     """How long to wait between attempts, in seconds: ``base * factor ** (failures - 1)``, never more than ``cap``.
@@ -46,6 +48,24 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     backoff: Backoff = DEFAULT_BACKOFF
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     no_retry_on: tuple[type[BaseException], ...] = ()
+
+
+def checked_policy(retries: int, backoff: object, retry_on: Exceptions, no_retry_on: Exceptions) -> RetryPolicy:
+    """Return the policy that a declaration asks for. Raises `ConfigError` for what is no backoff or no exception."""
+    if not isinstance(backoff, Backoff):
+        raise ConfigError(f"backoff must be a Backoff, as Backoff(base=1, cap=300), not {backoff!r}")
+    return RetryPolicy(retries, backoff, _listed("retry_on", retry_on), _listed("no_retry_on", no_retry_on))
+
+
+def _listed(name: str, given: Exceptions) -> tuple[type[BaseException], ...]:
+    listed = given if isinstance(given, tuple) else (given,)
+    if not all(map(_is_exception, listed)):
+        raise ConfigError(f"{name} takes an exception class or a tuple of them, not {given!r}")
+    return listed
+
+
+def _is_exception(given: object) -> bool:
+    return isinstance(given, type) and issubclass(given, BaseException)
 
 
 def delay(backoff: Backoff, failures: int, jitter: float) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Proto
 
 import msgspec
 
-from spool.broker import Act, Broker, Cancel, Enqueue, Enqueued, Get, NewJob
+from spool.broker import Act, Broker, Enqueue, Enqueued, Get, NewJob, cancellation
 from spool.errors import ConfigError, JobCancelled, JobConflict, JobFailed, JobNotFound, ResultTimeout
 from spool.job import (
     MAIN,
@@ -48,14 +48,15 @@ P = ParamSpec("P")
 
 TaskKind = Literal["async", "thread", "process"]
 
+Durability = Literal["fsync"] | None
+"""When an enqueue is acknowledged: "fsync" is on the disk, None as the store is set up."""
+
 #: No one plans further ahead, and the milliseconds stay exact in every store.
 MAX_SECONDS: Final = 100 * 366 * 86_400
 
 
 MAX_HEADERS: Final = 8 * 1024
 """Bytes of names and values together."""
-
-MAX_REASON: Final = 4 * 1024
 
 
 class TaskSettings(msgspec.Struct, frozen=True):
@@ -109,6 +110,13 @@ def _timeout(value: object) -> float:
     return timeout
 
 
+def check_durability(durability: object) -> bool:
+    """Return whether an enqueue is to be on the disk. Raises `ConfigError`."""
+    if durability not in ("fsync", None):
+        raise ConfigError(f"durability must be 'fsync' or None, not {durability!r}")
+    return durability is not None
+
+
 class Client(Protocol):
     """What a task needs of its app."""
 
@@ -133,6 +141,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
     queue: str
     job: NewJob
+    durable: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -147,6 +156,7 @@ class Plan(msgspec.Struct, frozen=True):
     due: int = 0
     options: Options | None = None
     headers: dict[str, str] | None = None
+    durable: bool = False
 
 
 class Task(Generic[P, R_co, C_co]):
@@ -227,15 +237,18 @@ class Task(Generic[P, R_co, C_co]):
         timeout: float | dt.timedelta | None = None,
         result_ttl: float | dt.timedelta | None = None,
         headers: Mapping[str, str] | None = None,
+        durability: Durability = None,
     ) -> Configured[P, R_co]:
         """Return this task with other settings for the calls made through it. None leaves a setting as declared.
 
         ``delay``, ``timeout`` and ``result_ttl`` are in seconds or timedeltas, ``at`` is a time with its zone; the job
         is ready then, or at once if that is past. ``id`` makes the call idempotent: while the id is known, a second
         call stores nothing and its handle has ``created=False``; with other arguments it raises `JobConflict`.
-        ``headers``, up to 8 KiB, travel with the job.
+        ``headers``, up to 8 KiB, travel with the job. With ``durability="fsync"`` an enqueue returns when the job is on
+        the store's disk, whatever the store's own settings.
 
-        Raises `ConfigError` for a value that cannot be used.
+        Raises `ConfigError` for a value that cannot be used. A durable enqueue raises `BrokerRefused`, with nothing
+        stored, if the store cannot confirm it (Redis before 7.2, or without AOF), and `NotDurable` if it does not.
 
         >>> from spool import Spool
         >>> app = Spool("sqlite://:memory:")
@@ -262,6 +275,7 @@ class Task(Generic[P, R_co, C_co]):
                 due=_due(at, delay),
                 options=overrides,
                 headers=_headers(headers),
+                durable=check_durability(durability),
             ),
         )
 
@@ -300,16 +314,19 @@ class Configured(Generic[P, R_co]):
         """As `Task.enqueue`; raises `JobConflict` if the id is taken by a call with other arguments."""
         self._client.check_sync("enqueue", "aenqueue")
         job = self._seal(args, kwargs)
-        return self._handle(job, self._client.send(Enqueue(self.plan.queue, (job,))))
+        return self._handle(job, self._client.send(self._enqueue(job)))
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R_co]:
         """As `enqueue`, in the running event loop."""
         job = self._seal(args, kwargs)
-        return self._handle(job, await self._client.asend(Enqueue(self.plan.queue, (job,))))
+        return self._handle(job, await self._client.asend(self._enqueue(job)))
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
         """As `Task.call`."""
-        return Call(self.plan.queue, self._seal(args, kwargs))
+        return Call(self.plan.queue, self._seal(args, kwargs), self.plan.durable)
+
+    def _enqueue(self, job: NewJob) -> Enqueue:
+        return Enqueue(self.plan.queue, (job,), durable=self.plan.durable)
 
     def _seal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NewJob:
         plan, signature = self.plan, self._task.signature
@@ -410,8 +427,7 @@ class Handle(Generic[R_co]):
 
     def _cancellation(self, reason: str) -> Act:
         ttl = max(self._task.settings.result_ttl, self._client.dedupe_window)
-        text = reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore")
-        return Act(self.queue, Cancel(text, round(ttl * 1000)), (self.id,))
+        return Act(self.queue, cancellation(reason, ttl), (self.id,))
 
     def _found(self, snapshot: Snapshot | None) -> Snapshot:
         if snapshot is None:

@@ -192,6 +192,9 @@ class _Sandbox:
     async def await_work(self, queues: Sequence[str], timeout: float) -> None:
         await self._broker.await_work(queues, timeout)
 
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        self._broker.await_orders(queues, timeout)
+
     def close(self) -> None:
         self._broker.close()
 

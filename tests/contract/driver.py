@@ -158,8 +158,10 @@ class Driver:
     def died(self, id: str, *, text: str = "") -> Died:
         return Died(id, self._fences[id], text or tally(failures=1, outcome="died"))
 
-    def retire(self, incarnation: str, reason: Any = "stopped", detail: str = "") -> Retired:
-        return self.call(Retire(self.queue, incarnation, reason, detail))
+    def retire(
+        self, incarnation: str, reason: Any = "stopped", detail: str = "", blamed: tuple[str, ...] | None = None
+    ) -> Retired:
+        return self.call(Retire(self.queue, incarnation, reason, detail, blamed))
 
     def act(self, action: Action, *ids: str) -> list[str]:
         acted: Acted = self.call(Act(self.queue, action, ids))

@@ -51,7 +51,7 @@ def test_cancel_ends_what_has_not_started(q, into):
     elif state is State.RUNNING:
         assert changed == ["a"]
         assert q.dump() == before
-        assert q.beat("w")[0].cancel == ["a"]
+        assert q.beat("w")[0].cancel == {"a": "no longer needed"}
     else:
         assert changed == []
         assert q.dump() == before
@@ -181,7 +181,7 @@ def test_a_dead_job_has_no_wish_left_when_it_is_replayed(q):
     q.settle("w", q.died("a"))
     q.act(Replay(), "a")
     q.take("w")
-    assert q.beat("w")[0].cancel == []
+    assert q.beat("w")[0].cancel == {}
 
 
 def test_replay_goes_to_the_tail_of_its_priority(q):

@@ -113,24 +113,31 @@ def test_a_wanted_cancellation_is_an_order_until_the_job_is_settled(q):
     q.enqueue("a", "b", "c")
     q.take("w")
     q.take("w")
-    assert q.act(Cancel(), "a", "b") == ["a", "b"]
-    assert sorted(q.beat("w")[0].cancel) == ["a", "b"]
-    assert sorted(q.beat("w")[0].cancel) == ["a", "b"]
-    assert q.beat("other")[0].cancel == []
+    assert q.act(Cancel("why ☃"), "a", "b") == ["a", "b"]
+    assert q.beat("w")[0].cancel == {"a": "why ☃", "b": "why ☃"}
+    assert q.beat("w")[0].cancel == {"a": "why ☃", "b": "why ☃"}
+    assert q.beat("other")[0].cancel == {}
     q.settle("w", q.cancelled("a"))
-    assert q.beat("w")[0].cancel == ["b"]
+    assert q.beat("w")[0].cancel == {"b": "why ☃"}
     q.settle("w", q.done("b"))
-    assert q.beat("w")[0].cancel == []
+    assert q.beat("w")[0].cancel == {}
 
 
 def test_a_wanted_cancellation_follows_the_job_to_its_next_worker(q):
     q.beat("w", "other")
     q.enqueue("a")
     q.take("w")
-    q.act(Cancel(), "a")
+    q.act(Cancel("first"), "a")
+    assert q.act(Cancel("second"), "a") == []
     q.retire("w", "crashed")
     assert q.take("other") == ["a"]
-    assert q.beat("other")[0].cancel == ["a"]
+    assert q.beat("other")[0].cancel == {"a": "first"}
+
+
+def test_a_cancellation_may_have_no_reason(q):
+    q.worker("w", "a")
+    q.act(Cancel(), "a")
+    assert q.beat("w")[0].cancel == {"a": ""}
 
 
 def test_a_cancellation_that_came_too_late_is_forgotten(q):
@@ -140,7 +147,7 @@ def test_a_cancellation_that_came_too_late_is_forgotten(q):
     q.act(Cancel(), "a")
     q.settle("w", q.done("a", ttl=1))
     q.clock.advance(2)
-    assert q.beat("w")[0].cancel == []
+    assert q.beat("w")[0].cancel == {}
 
 
 def test_what_the_worker_has_forgotten_is_handed_back_in_its_old_place(q, clock):
@@ -238,6 +245,35 @@ def test_a_beat_for_many_incarnations_is_one_step(q):
     names = [f"w{number}" for number in range(300)]
     assert len(q.beat(*names)) == 300
     assert q.stats().workers == 300
+
+
+def test_the_reply_says_how_many_suspects_there_are(q, broker):
+    def suspects():
+        return broker.call(Beat(q.queue, [Heartbeat("w", LEASE, ("t",))])).suspects
+
+    assert suspects() == 0
+    q.enqueue("a", "b", "c")
+    for incarnation in ("x", "y"):
+        q.beat(incarnation)
+        q.take(incarnation, 2)
+        q.retire(incarnation, "crashed")
+    assert (q.ids(State.SUSPECT), suspects()) == (["a", "b"], 2)
+    assert q.take("w", trial=True) == ["a"]
+    assert suspects() == 1
+    assert broker.call(Beat(q.queue, [])).suspects == 1
+    assert broker.call(Beat("elsewhere", [Heartbeat("w", LEASE, ("t",))])).suspects == 0
+
+
+def test_a_suspect_that_the_same_beat_hands_back_is_counted(q, broker):
+    q.enqueue("a")
+    for incarnation in ("x", "y"):
+        q.beat(incarnation)
+        q.take(incarnation)
+        q.retire(incarnation, "crashed")
+    q.beat("w")
+    assert q.take("w", trial=True) == ["a"]
+    forgotten = Heartbeat("w", LEASE, claim_seq=9, held_ids=())
+    assert broker.call(Beat(q.queue, [forgotten])).suspects == 1
 
 
 def test_a_beat_of_nobody_is_answered(q):

@@ -178,6 +178,17 @@ def test_at_most_500_jobs_a_call(q):
     assert q.totals()["stopped"] == 1200
 
 
+def test_an_incarnation_that_holds_very_many_is_handed_back_to_the_last(q):
+    q.beat("w")
+    q.enqueue(*jobs(10_000))
+    while q.take("w", 1000):
+        pass
+    replies = [q.retire("w") for _ in range(20)]
+    assert [each.handed_back for each in replies] == [500] * 20
+    assert replies[-1].remaining == 0
+    assert sum(q.stats().ready) == 10_000
+
+
 def test_claims_go_on_where_the_caller_of_retire_died(q):
     q.beat("w")
     q.enqueue(*jobs(1200))
@@ -191,6 +202,108 @@ def test_claims_go_on_where_the_caller_of_retire_died(q):
         q.promote("other")
     assert q.stats().running == 0
     assert q.totals() == {"enqueued": 1200, "crashed": 1200}
+
+
+def test_only_the_blamed_have_crashed(q, clock):
+    q.worker("w", "a", "b", "c", job("d", max_crashes=1))
+    q.enqueue("e")
+    started = clock.wall
+    clock.advance(30)
+    assert q.retire("w", "crashed", "signal 11", blamed=("b", "d")) == Retired(clock.wall, 4, 0)
+    assert q.ids(State.READY) == ["a", "b", "c", "e"]
+    assert q.history("a")[1] == [Attempt(1, "stopped", started, clock.wall, "w")]
+    assert (q.tally("a").attempts, q.tally("a").crashes) == (1, 0)
+    assert q.history("b")[1] == [Attempt(1, "crashed", started, clock.wall, "w")]
+    assert (q.tally("b").attempts, q.tally("b").crashes) == (1, 1)
+    assert q.history("d")[1] == [Attempt(1, "crashed", started, clock.wall, "w", "WorkerCrashed", "signal 11")]
+    assert q.ids(State.DEAD) == ["d"]
+    assert q.totals() == {"enqueued": 5, "crashed": 2, "stopped": 2, "dead": 1}
+
+
+def test_a_suspect_that_is_not_blamed_stays_among_the_suspects(q):
+    q.enqueue("a", "b")
+    crash(q, "a", "b", times=2)
+    q.beat("trial")
+    assert [q.take("trial", trial=True) for _ in range(2)] == [["a"], ["b"]]
+    q.retire("trial", "crashed", "signal 9", blamed=("b",))
+    assert (q.ids(State.SUSPECT), q.ids(State.DEAD)) == (["a"], ["b"])
+    assert (q.tally("a").crashes, q.tally("b").crashes) == (2, 3)
+
+
+def test_nobody_may_be_blamed(q):
+    q.worker("w", "a", "b")
+    q.retire("w", "crashed", blamed=())
+    assert q.totals() == {"enqueued": 2, "stopped": 2}
+
+
+@pytest.mark.parametrize("reason", ["stopped", "lost"])
+def test_blame_means_nothing_without_a_crash(q, reason):
+    q.worker("w", "a", "b")
+    q.retire("w", reason, blamed=("a",))
+    assert q.totals() == {"enqueued": 2, reason: 2}
+
+
+def test_what_the_incarnation_does_not_hold_cannot_be_blamed(q):
+    q.worker("w", "a")
+    q.worker("other", "b")
+    q.enqueue("c")
+    assert q.retire("w", "crashed", blamed=("b", "c", "never", "a", "a")).handed_back == 1
+    assert q.totals() == {"enqueued": 3, "crashed": 1}
+    assert (q.get("b").incarnation, q.state("c")) == ("other", State.READY)
+
+
+def test_the_blamed_go_first_and_the_rest_in_steps(q):
+    q.beat("w")
+    q.enqueue(*jobs(1200))
+    while q.take("w"):
+        pass
+    replies = [q.retire("w", "crashed", blamed=("j01199", "j00600")) for _ in range(3)]
+    assert [(each.handed_back, each.remaining) for each in replies] == [(500, 700), (500, 200), (200, 0)]
+    assert q.totals() == {"enqueued": 1200, "crashed": 2, "stopped": 1198}
+    assert (q.tally("j01199").crashes, q.tally("j00600").crashes) == (1, 1)
+
+
+def test_more_than_a_step_can_be_blamed_at_once(q):
+    q.beat("w")
+    q.enqueue(*jobs(800))
+    while q.take("w"):
+        pass
+    reply = q.retire("w", "crashed", blamed=tuple(each.id for each in jobs(700)))
+    assert (reply.handed_back, reply.remaining) == (700, 100)
+    assert q.totals()["crashed"] == 700
+    assert q.retire("w").remaining == 0
+    assert q.totals()["stopped"] == 100
+
+
+def test_claims_hand_back_as_stopped_what_was_not_blamed(q):
+    q.beat("w")
+    q.enqueue(*jobs(700))
+    while q.take("w"):
+        pass
+    q.retire("w", "crashed", "gone", blamed=("j00005",))
+    q.beat("other")
+    q.promote("other")
+    assert q.totals() == {"enqueued": 700, "crashed": 1, "stopped": 699}
+
+
+@pytest.mark.parametrize("again", [("a",), ("b",), None])
+def test_blame_is_laid_once(q, again):
+    q.worker("w", "a", "b")
+    q.retire("w", "crashed", blamed=("a",))
+    before = q.dump()
+    assert q.retire("w", "crashed", blamed=again).handed_back == 0
+    assert q.dump() == before
+
+
+def test_blame_that_comes_too_late_is_not_laid(q):
+    q.beat("w")
+    q.enqueue(*jobs(600))
+    while q.take("w"):
+        pass
+    q.retire("w", "stopped")
+    left = q.ids(State.RUNNING)[0]
+    q.retire("w", "crashed", blamed=(left,))
+    assert q.totals() == {"enqueued": 600, "stopped": 600}
 
 
 def test_from_the_first_call_on_the_incarnation_is_refused(q):
@@ -308,5 +421,5 @@ def test_a_job_that_crashed_to_death_has_no_wish_left_when_it_is_replayed(q):
     assert q.state("a") == State.DEAD
     q.act(Replay(), "a")
     q.worker("v")
-    assert q.beat("v")[0].cancel == []
+    assert q.beat("v")[0].cancel == {}
     assert q.act(Cancel(), "a") == ["a"]

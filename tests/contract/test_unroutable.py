@@ -112,7 +112,7 @@ def test_a_noted_cancellation_goes(q, bury, clock):
     q.act(Replay(), "a")
     q.beat("other", tasks=("t",))
     assert q.take("other") == ["a"]
-    assert q.beat("other")[0].cancel == []
+    assert q.beat("other")[0].cancel == {}
 
 
 def test_the_time_begins_anew_when_it_is_parked_again(q, bury, clock):

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, assert_type
 
-from spool import Backoff, Handle, Job, Spool, State, Task
+from spool import Backoff, ErrorGroup, Handle, Job, Selection, Spool, State, Task
 from spool.task import Call, Configured
 
 app = Spool("sqlite://:memory:")
@@ -78,6 +78,8 @@ def blocking() -> None:
     assert_type(later.enqueue("x", "y"), Handle[dict[str, int]])
     assert_type(add.options(delay=dt.timedelta(1), queue="q", priority="low", retries=0).enqueue(1, 2).result(), int)
     assert_type(add.options(timeout=1, result_ttl=0).call(1), Call)
+    assert_type(add.options(durability="fsync").enqueue(1), Handle[int])
+    assert_type(app.enqueue_many([add.call(1)], durability="fsync"), int)
     assert_type(add.handle("id").result(), int)
     assert_type(app.enqueue_many([add.call(1), send.call("x", "y")]), int)
     assert_type(app.job("queue/id"), Job)
@@ -87,6 +89,31 @@ def blocking() -> None:
     assert_type(handle.cancel(), bool)
     with app as same:
         assert_type(same, Spool)
+
+
+def together() -> None:
+    jobs = assert_type(
+        app.jobs(queue="mail", state="dead", task=send, error="Timeout", since=dt.timedelta(1)), Selection
+    )
+    app.jobs(state=[State.DEAD, "ready"], task="send", since=3600, until=dt.datetime.now(dt.UTC), id=("a", "b"))
+    for job in jobs:
+        assert_type(job, Job)
+    assert_type(jobs.count(), int)
+    assert_type(jobs.cancel("why"), int)
+    assert_type(jobs.replay(rate=10, on_progress=lambda replayed, found: use(replayed + found)), int)
+    assert_type(jobs.delete(everything=True), int)
+    assert_type(jobs.groups(5).top, list[ErrorGroup])
+
+
+async def together_in_a_loop() -> None:
+    jobs = app.jobs(state="dead")
+    async for job in jobs:
+        assert_type(job, Job)
+    assert_type(await jobs.acount(), int)
+    assert_type(await jobs.acancel("why"), int)
+    assert_type(await jobs.areplay(0.5), int)
+    assert_type(await jobs.adelete(), int)
+    assert_type((await jobs.agroups()).others, int)
 
 
 # A task may be passed on by what callers need to know of it.

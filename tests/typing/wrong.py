@@ -59,6 +59,18 @@ def settings() -> None:
     app.enqueue_many([add])  # wrong
     app.enqueue_many([add.enqueue(1)])  # wrong
     app.enqueue_many(3)  # wrong
+    app.enqueue_many([add.call(1)], durability="always")  # wrong
+    add.options(durability=True)  # wrong
+
+
+def together() -> None:
+    app.jobs(state="asleep")  # wrong
+    app.jobs(state=["dead", "asleep"])  # wrong
+    app.jobs(since="2h")  # wrong
+    app.jobs(task=len)  # wrong
+    app.jobs("dead")  # wrong
+    app.jobs(state="dead").replay(rate="10")  # wrong
+    app.jobs(state="dead").cancel(5)  # wrong
 
 
 @app.middleware  # wrong

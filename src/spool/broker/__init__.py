@@ -67,6 +67,7 @@ from spool.broker.verbs import (
     Verb,
     Watch,
     Watched,
+    cancellation,
 )
 from spool.errors import ConfigError
 from spool.job import Snapshot
@@ -114,6 +115,7 @@ __all__ = [
     "Verb",
     "Watch",
     "Watched",
+    "cancellation",
     "connect",
 ]
 
@@ -153,6 +155,16 @@ class Broker(Protocol):
 
     async def await_work(self, queues: Sequence[str], timeout: float) -> None:
         """Return when one of the queues may have work, or after ``timeout`` seconds: a hint, wrong now and then."""
+        ...
+
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        """Block until a running job of one of the queues is to be cancelled, or for ``timeout`` seconds.
+
+        A hint, wrong now and then: what is to be cancelled is said in the orders of a `Beat`. For one thread which
+        calls it again and again, with the same queues: of a `Cancel` between two calls the second one knows at once.
+        Raises `BrokerUnavailable` where word may have been lost, and when the broker is closed meanwhile. Costs the
+        store O(1) a minute.
+        """
         ...
 
     def close(self) -> None:

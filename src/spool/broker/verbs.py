@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -57,12 +57,17 @@ class Enqueue(Verb[Enqueued], frozen=True):
     and its reply was lost: then those which are known are named in ``existing``. Repeats within one call: the first one
     counts.
 
+    With ``durable`` it is answered only when the jobs, those in ``existing`` too, are on the store's disk; a store in
+    memory has none, and answers as ever. Raises `BrokerRefused`, and then nothing was stored, if the store cannot tell
+    (Redis: older than 7.2, or without AOF), and `NotDurable` if the jobs are stored, but it does not tell in time.
+
     Raises `BrokerFull`, and then nothing was stored.
     """
 
     queue: str
     jobs: Sequence[NewJob]
     resend: bool = False
+    durable: bool = False
 
 
 class Get(Verb[Snapshot | None], frozen=True):
@@ -100,11 +105,21 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     """End jobs that have not started (scheduled, ready, parked, suspect) as cancelled; ``ttl`` as in `Done`.
 
     For a running job the wish is noted and given to its worker as an order with the next `Beat`; it counts as changed.
+    The first wish stays, with its reason, also when the job comes to another worker.
     Terminal jobs are left as they are.
     """
 
     reason: str = ""
     ttl: int = 3_600_000
+
+
+MAX_REASON: Final = 4 * 1024
+"""Bytes of a reason that are kept."""
+
+
+def cancellation(reason: str, ttl: float) -> Cancel:
+    """Return the action that cancels, and remembers for ``ttl`` seconds; a longer reason than `MAX_REASON` is cut."""
+    return Cancel(reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore"), round(ttl * 1000))
 
 
 class Replay(msgspec.Struct, frozen=True, tag=True):
@@ -162,23 +177,27 @@ class Orders(msgspec.Struct, frozen=True):
     """What the store tells one incarnation.
 
     ``lost``: it is retired or its tombstone stands; it must stop its jobs and come back as a new incarnation.
-    ``cancel``: ids of running jobs that somebody wants cancelled; repeated until they are settled. ``held``: how many
-    jobs the store counts as its own. ``unknown``: of ``held_ids``, those which are not its own (any more). ``tasks``:
-    the store does not know its task names.
+    ``cancel``: running jobs that somebody wants cancelled, by id, with the reason given; repeated until they are
+    settled. ``held``: how many jobs the store counts as its own. ``unknown``: of ``held_ids``, those which are not its
+    own (any more). ``tasks``: the store does not know its task names.
     """
 
     lost: bool = False
-    cancel: list[str] = []
+    cancel: dict[str, str] = {}
     held: int = 0
     unknown: list[str] = []
     tasks: bool = False
 
 
 class Beaten(msgspec.Struct, frozen=True):
-    """Reply of `Beat`: the orders, in the order of the heartbeats."""
+    """Reply of `Beat`: the orders, in the order of the heartbeats.
+
+    ``suspects``: how many suspects the queue has now, to be claimed with ``trial``.
+    """
 
     now: int
     orders: list[Orders]
+    suspects: int = 0
 
 
 class Beat(Verb[Beaten], frozen=True):
@@ -350,12 +369,16 @@ class Retire(Verb[Retired], frozen=True):
 
     Each hand-back adds a line to the tally: the attempt with outcome = reason, worker = incarnation, its start and the
     store's now; for a job that dies ``error_type`` is "WorkerCrashed" and ``message`` is ``detail``.
+
+    With "crashed" and ``blamed`` only those of its jobs are handed back as crashed, all of them in the first call; its
+    other jobs are handed back as stopped. None blames them all.
     """
 
     queue: str
     incarnation: str
     reason: Reason = "stopped"
     detail: str = ""
+    blamed: tuple[str, ...] | None = None
 
 
 class QueueStats(msgspec.Struct, frozen=True):

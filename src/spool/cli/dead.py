@@ -2,43 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from spool.cli.jobs import act, show_job, show_list
-from spool.cli.store import Choice, choice_options, get_job, json_option, opened, url_option
+from spool.cli.jobs import act, acting, hidden, replay, show_job, show_list
+from spool.cli.output import moment, print_json, print_table
+from spool.cli.store import client, filtered, json_option, queue_names, url_option
 from spool.errors import JobNotFound
 from spool.job import State
+from spool.selection import MAX_DEAD, MAX_DEAD_DAYS, Selection
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _dead_options(command: Command) -> Command:
-    return choice_options(click.option("--error", help="Only jobs whose last error contains this text.")(command))
-
-
-def _choice(queue: str | None, task: str | None, error: str | None) -> Choice:
-    return Choice(queue=queue, task=task, error=error, states=(State.DEAD,))
+if TYPE_CHECKING:
+    from spool.broker import Broker
 
 
 @click.group()
 def dead() -> None:
-    """Look after the dead letter queue: jobs whose attempts are spent."""
+    """Look after the dead letter queue: jobs whose attempts are spent.
+
+    A job is named QUEUE/ID, or by its ID alone.
+    """
 
 
 @dead.command("list")
 @url_option
-@_dead_options
+@filtered
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
 @json_option
-def list_dead(
-    *, url: str | None, queue: str | None, task: str | None, error: str | None, limit: int, as_json: bool
-) -> None:
-    """List dead jobs, the latest first."""
-    with opened(url) as broker:
-        show_list(_choice(queue, task, error).find(broker), limit, as_json=as_json)
+def list_dead(*, url: str | None, filters: Mapping[str, Any], limit: int, as_json: bool) -> None:
+    """List dead jobs, those of each queue with the latest first."""
+    with client(url) as app:
+        show_list(app.jobs(**filters, state=State.DEAD), limit, as_json=as_json)
+        if not as_json:
+            _show_bounds(app.broker, filters.get("queue"))
+
+
+@dead.command()
+@url_option
+@filtered
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many groups at most.")
+@json_option
+def groups(*, url: str | None, filters: Mapping[str, Any], limit: int, as_json: bool) -> None:
+    """Count dead jobs by task and error, the most frequent first.
+
+    Errors are the same if their type is, and their message once numbers, ids and addresses are left out.
+    """
+    with client(url) as app:
+        found = app.jobs(**filters, state=State.DEAD).groups(limit)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("jobs", "task", "error", "first", "last", "sample"),
+        [
+            (
+                each.count,
+                each.task,
+                f"{each.error_type}: {each.message}" if each.error_type else each.message,
+                moment(each.first),
+                moment(each.last),
+                each.sample,
+            )
+            for each in found.top
+        ],
+        numeric=("jobs",),
+    )
+    if found.others:
+        click.echo(f"{found.others:,} of {found.total:,} jobs are in other groups: see --limit", err=True)
 
 
 @dead.command()
@@ -48,36 +80,32 @@ def list_dead(
 @json_option
 def show(*, url: str | None, job: str, queue: str | None, as_json: bool) -> None:
     """Show one dead job with its error, traceback and attempts."""
-    with opened(url) as broker:
-        found = get_job(broker, job, queue)
+    with client(url) as app:
+        found = app.job(job, queue)
         if found.state is not State.DEAD:
             raise JobNotFound(f"job {found} is not dead but {found.state}")
         show_job(found, as_json=as_json)
 
 
 @dead.command()
-@url_option
-@click.argument("job", nargs=-1)
-@_dead_options
-@click.option("--all", "everything", is_flag=True, help="All there are.")
-def retry(
-    *, url: str | None, job: Sequence[str], queue: str | None, task: str | None, error: str | None, everything: bool
-) -> None:
-    """Put dead jobs back into their queue, with fresh attempts."""
-    from spool.broker import Replay
+@acting
+def delete(*, url: str | None, job: Sequence[str], filters: Mapping[str, Any], everything: bool) -> None:
+    """Forget dead jobs for good.
 
-    act(url, Replay(), job, _choice(queue, task, error), everything=everything)
+    Name them, or choose them with options.
+    """
+    act(url, job, filters, Selection.delete, everything=everything, among=(State.DEAD,), done="deleted")
 
 
-@dead.command()
-@url_option
-@click.argument("job", nargs=-1)
-@_dead_options
-@click.option("--all", "everything", is_flag=True, help="All there are.")
-def delete(
-    *, url: str | None, job: Sequence[str], queue: str | None, task: str | None, error: str | None, everything: bool
-) -> None:
-    """Forget dead jobs for good."""
-    from spool.broker import Delete
+dead.add_command(replay)
+dead.add_command(hidden(replay, "retry"))
 
-    act(url, Delete(), job, _choice(queue, task, error), everything=everything)
+
+def _show_bounds(broker: Broker, queues: Sequence[str] | None) -> None:
+    from spool.broker import Stats
+
+    stats = [broker.call(Stats(name)) for name in queues or queue_names(broker)]
+    held, pruned = sum(each.dead for each in stats), sum(each.totals.get("pruned", 0) for each in stats)
+    click.echo(
+        f"{held:,} dead; each queue keeps {MAX_DEAD:,} for {MAX_DEAD_DAYS} days, {pruned:,} pruned so far", err=True
+    )

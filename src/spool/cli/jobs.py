@@ -1,39 +1,32 @@
-"""``spool jobs``: look at jobs, cancel, retry and delete them."""
+"""``spool jobs``: look at jobs, cancel, replay and delete them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from spool.cli.output import console, moment, print_json, print_table, printable
-from spool.cli.store import (
-    Choice,
-    act_on_chosen,
-    act_on_named,
-    choice_options,
-    get_job,
-    json_option,
-    opened,
-    url_option,
-)
+from spool.cli.store import client, filtered, json_option, url_option
 from spool.job import Job, State
+from spool.selection import CANCELLABLE, DELETABLE, Selection
+from spool.selection.criteria import StateName
 
 if TYPE_CHECKING:
-    from spool.broker import Action
+    from rich.progress import Progress
 
-# Cancelling goes along a job's way, so that one which moves on meanwhile is met again.
-_CANCELLABLE = (State.SCHEDULED, State.PARKED, State.READY, State.SUSPECT, State.RUNNING)
-_DELETABLE = (State.SCHEDULED, State.PARKED, State.READY, State.SUSPECT, State.DEAD, State.CANCELLED, State.DONE)
+    from spool.selection import OnProgress
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Acting = Callable[[Selection], int]
 
 
 @click.group()
 def jobs() -> None:
-    """Look at jobs; cancel, retry or delete them.
+    """Look at jobs; cancel, replay or delete them.
 
     A job is named QUEUE/ID, or by its ID alone.
     """
@@ -41,17 +34,16 @@ def jobs() -> None:
 
 @jobs.command("list")
 @url_option
-@choice_options
+@filtered
 @click.option("--state", type=click.Choice([each.value for each in State]), help="Only jobs in this state.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
 @json_option
 def list_jobs(
-    *, url: str | None, queue: str | None, task: str | None, state: str | None, limit: int, as_json: bool
+    *, url: str | None, filters: Mapping[str, Any], state: StateName | None, limit: int, as_json: bool
 ) -> None:
     """List jobs, those that run first."""
-    choice = Choice(queue=queue, task=task, states=[State(state)] if state else ())
-    with opened(url) as broker:
-        show_list(choice.find(broker), limit, as_json=as_json)
+    with client(url) as app:
+        show_list(app.jobs(**filters, state=state), limit, as_json=as_json)
 
 
 @jobs.command()
@@ -61,73 +53,146 @@ def list_jobs(
 @json_option
 def show(*, url: str | None, job: str, queue: str | None, as_json: bool) -> None:
     """Show everything known about one job."""
-    with opened(url) as broker:
-        show_job(get_job(broker, job, queue), as_json=as_json)
+    with client(url) as app:
+        show_job(app.job(job, queue), as_json=as_json)
 
 
-def acting(name: str, what: str, states: tuple[State, ...]) -> Callable[[Callable[[], Action]], click.Command]:
-    """Make a command that acts on jobs named, or on all that the options choose, out of what gives the action."""
-
-    def make(action: Callable[[], Action]) -> click.Command:
-        @click.command(name, help=f"{what}\n\nName them, or choose them with options.")
-        @url_option
-        @click.argument("job", nargs=-1)
-        @choice_options
-        @click.option("--state", type=click.Choice([each.value for each in states]), help="Only jobs in this state.")
-        @click.option("--all", "everything", is_flag=True, help="All there are.")
-        def command(
-            *,
-            url: str | None,
-            job: Sequence[str],
-            queue: str | None,
-            task: str | None,
-            state: str | None,
-            everything: bool,
-        ) -> None:
-            choice = Choice(queue=queue, task=task, states=[State(state)] if state else states)
-            act(url, action(), job, choice, everything=everything, stated=state is not None)
-
-        return command
-
-    return make
+def acting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what chooses the jobs to act on: names, filters, or --all."""
+    everything = click.option("--all", "everything", is_flag=True, help="All there are.")
+    return url_option(click.argument("job", nargs=-1)(filtered(everything(command))))
 
 
 def act(
-    url: str | None, action: Action, named: Sequence[str], choice: Choice, *, everything: bool, stated: bool = False
+    url: str | None,
+    named: Sequence[str],
+    filters: Mapping[str, Any],
+    action: Acting,
+    *,
+    everything: bool,
+    state: StateName | None = None,
+    among: Sequence[State] = (),
+    done: str = "changed",
 ) -> None:
-    """Act on the jobs named, else on those chosen, and say how many changed."""
-    narrowed = stated or not choice.everything
-    if named and (everything or choice.task or choice.error or stated):
+    """Act on the jobs named, else on those chosen, and say how many changed.
+
+    ``state`` is what the user asked for, ``among`` what the command is about.
+    """
+    narrowed = state is not None or bool(filters)
+    if named and (everything or state is not None or filters.keys() - {"queue"}):
         raise click.UsageError("either name jobs or choose them with options, not both", click.get_current_context())
     if not named and not narrowed and not everything:
         raise click.UsageError("name the jobs, choose them with options, or say --all", click.get_current_context())
-    with opened(url) as broker:
-        changed = act_on_named(broker, action, named, choice.queue) if named else act_on_chosen(broker, action, choice)
-    click.echo(f"{changed} {'job' if changed == 1 else 'jobs'} changed")
+    with client(url) as app:
+        changed = action(app.jobs(**filters, id=named or None, state=state or among or None))
+    click.echo(f"{changed} {'job' if changed == 1 else 'jobs'} {done}")
 
 
-@jobs.add_command
-@acting("cancel", "Cancel jobs. Running ones are asked to stop.", _CANCELLABLE)
-def cancel_action() -> Action:
-    from spool.broker import Cancel
+@jobs.command()
+@acting
+@click.option("--state", type=click.Choice([each.value for each in CANCELLABLE]), help="Only jobs in this state.")
+@click.option("--reason", default="cancelled from the command line", show_default=True, help="What the job will say.")
+def cancel(
+    *,
+    url: str | None,
+    job: Sequence[str],
+    filters: Mapping[str, Any],
+    everything: bool,
+    state: StateName | None,
+    reason: str,
+) -> None:
+    """Cancel jobs. Running ones are asked to stop.
 
-    return Cancel("cancelled from the command line")
+    Name them, or choose them with options.
+    """
+
+    def action(chosen: Selection) -> int:
+        return chosen.cancel(reason, everything=everything)
+
+    act(url, job, filters, action, everything=everything, state=state)
 
 
-@jobs.add_command
-@acting("retry", "Put dead jobs back into their queue, with fresh attempts.", (State.DEAD,))
-def retry_action() -> Action:
-    from spool.broker import Replay
+@jobs.command()
+@acting
+@click.option("--state", type=click.Choice([each.value for each in DELETABLE]), help="Only jobs in this state.")
+def delete(
+    *, url: str | None, job: Sequence[str], filters: Mapping[str, Any], everything: bool, state: StateName | None
+) -> None:
+    """Forget jobs that do not run.
 
-    return Replay()
+    Name them, or choose them with options.
+    """
+
+    def action(chosen: Selection) -> int:
+        return chosen.delete(everything=everything)
+
+    act(url, job, filters, action, everything=everything, state=state, done="deleted")
 
 
-@jobs.add_command
-@acting("delete", "Forget jobs that do not run.", _DELETABLE)
-def delete_action() -> Action:
-    from spool.broker import Delete
+@jobs.command()
+@acting
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Jobs a second, evenly; default at once.")
+def replay(
+    *, url: str | None, job: Sequence[str], filters: Mapping[str, Any], everything: bool, rate: float | None
+) -> None:
+    """Put dead jobs back into their queue: a new generation with all its retries.
 
-    return Delete()
+    Name them, or choose them with options. Those that died first go first. A job that dies again meanwhile stays dead.
+    """
+
+    def action(chosen: Selection) -> int:
+        with _progress(rate) as update:
+            return chosen.replay(rate, on_progress=update)
+
+    act(url, job, filters, action, everything=everything, among=(State.DEAD,), done="replayed")
+
+
+@contextmanager
+def _progress(rate: float | None) -> Generator[OnProgress]:
+    """Yield what notes how far a replay is: on a terminal a paced one has a bar. If it stops on the way, say where."""
+    so_far = 0
+
+    def note(replayed: int, found: int) -> None:
+        nonlocal so_far
+        so_far = replayed
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=replayed, total=found)
+
+    bar = _bar() if rate is not None and sys.stderr.isatty() else None
+    try:
+        with bar or nullcontext():
+            yield note
+    except BaseException as error:
+        if so_far:
+            line = "\n" if isinstance(error, KeyboardInterrupt) else ""  # after the terminal's ^C
+            many = "1 job is" if so_far == 1 else f"{so_far:,} jobs are"
+            click.echo(f"{line}stopped part of the way; {many} replayed", err=True)
+        raise
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    figures = TextColumn("{task.completed:,.0f} of {task.total:,.0f} replayed")
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    bar = Progress(BarColumn(None), figures, TimeRemainingColumn(), console=console, transient=True, expand=True)
+    bar.add_task("", total=0)
+    return bar
+
+
+def hidden(command: click.Command, name: str) -> click.Command:
+    """Return the command under a name that it once had."""
+    return click.Command(
+        name,
+        params=command.params,
+        callback=command.callback,
+        help=command.help,
+        hidden=True,
+    )
+
+
+jobs.add_command(hidden(replay, "retry"))
 
 
 def show_list(found: Iterable[Job], limit: int, *, as_json: bool) -> None:

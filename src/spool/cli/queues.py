@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from spool.cli.output import print_json, print_table
-from spool.cli.store import Choice, act_on_chosen, json_option, opened, queue_names, url_option
+from spool.cli.store import client, json_option, opened, queue_names, url_option
 from spool.job import PRIORITIES, State
 
 if TYPE_CHECKING:
@@ -68,17 +68,15 @@ def resume(context: click.Context, *, url: str | None, queue: Sequence[str]) -> 
 @click.pass_context
 def purge(context: click.Context, *, url: str | None, queue: str, dead: bool, yes: bool) -> None:
     """Delete the jobs of a queue that have not started. What runs goes on."""
-    from spool.broker import Delete
-
     states = (*_WAITING, State.DEAD) if dead else _WAITING
-    with opened(url or context.obj) as broker:
+    with client(url or context.obj) as app:
         if not yes:
             try:
-                click.confirm(f"Delete every waiting job of {queue!r} on {broker.url}?", abort=True, err=True)
+                click.confirm(f"Delete every waiting job of {queue!r} on {app.broker.url}?", abort=True, err=True)
             except click.Abort:  # a no, Ctrl-C, or nobody is there to answer
                 click.echo("\nnothing is deleted; --yes answers beforehand", err=True)
                 raise
-        changed = act_on_chosen(broker, Delete(), Choice(queue=queue, states=states))
+        changed = app.jobs(queue=queue, state=states).delete()
     click.echo(f"{changed} {'job' if changed == 1 else 'jobs'} deleted")
 
 
@@ -86,7 +84,7 @@ def _switch(url: str | None, action: Action, names: Sequence[str], done: str) ->
     from spool.broker import Act
 
     with opened(url) as broker:
-        known = queue_names(broker, None)
+        known = queue_names(broker)
         for name in names:
             broker.call(Act(name, action))
             click.echo(f"{name} {done}")
@@ -98,7 +96,7 @@ def _list(url: str | None, *, as_json: bool) -> None:
     from spool.broker import Stats
 
     with opened(url) as broker:
-        stats = {name: broker.call(Stats(name)) for name in queue_names(broker, None)}
+        stats = {name: broker.call(Stats(name)) for name in queue_names(broker)}
     if as_json:
         print_json(
             [
@@ -118,7 +116,7 @@ def _list(url: str | None, *, as_json: bool) -> None:
             ]
         )
         return
-    after = ("scheduled", "parked", "running", "dead", "workers", "done")
+    after = ("scheduled", "parked", "running", "dead", "pruned", "workers", "done")
     rows = [
         (
             name + (" (paused)" if each.paused else ""),
@@ -127,6 +125,7 @@ def _list(url: str | None, *, as_json: bool) -> None:
             sum(each.parked.values()),
             each.running,
             each.dead,
+            each.totals.get("pruned", 0),
             each.workers,
             each.totals.get("done", 0),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,32 +39,30 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, min_open=True),
     help="Seconds after which parked jobs, whose task no worker knows, go to the dead letter queue; default never.",
 )
+@click.option(
+    "--kill-after",
+    type=click.FloatRange(0.1),
+    default=5.0,
+    show_default=True,
+    help="Seconds that a job gets to end in after its timeout; then its process is killed and replaced.",
+)
+@click.option("--max-jobs", type=click.IntRange(1), help="Replace a process after so many jobs.")
+@click.option("--max-memory", type=click.FloatRange(0, min_open=True), help="Replace a process that takes more MB.")
+@click.option("--max-age", type=click.FloatRange(0, min_open=True), help="Replace a process after so many seconds.")
+@click.option("--spare", type=click.IntRange(0), default=0, help="Warm processes that wait to replace one.")
 @click.option("--name", default="", help="Shown with what its jobs did; default HOST:PID.")
 @click.option("--log-format", type=click.Choice(["auto", "human", "json"]), default="auto", show_default=True)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def worker(
-    *,
-    app: str,
-    url: str | None,
-    queues: str | None,
-    concurrency: int,
-    processes: int,
-    lease: float,
-    grace: float,
-    unroutable_after: float | None,
-    name: str,
-    log_format: Literal["auto", "human", "json"],
-    log_level: Literal["debug", "info", "warning", "error"],
-) -> int:
+def worker(*, queues: str | None, **given: Any) -> int:
     """Run the jobs of an app until told to stop.
 
     MODULE:APP names it as in shop.tasks:app, for app = Spool() in shop/tasks.py. The module has to import the modules
     that declare its tasks.
 
     SIGTERM or Ctrl-C stops gracefully: no new jobs, --grace seconds for those that run, the rest is handed
-    back. A second one stops at once.
+    back. A second one stops at once. A process that is to be replaced lets its jobs end, however long they take.
     """
     from spool.cli.target import find_here
     from spool.supervisor import WorkerOptions, run_workers
@@ -73,21 +71,7 @@ def worker(
     served = tuple(part.strip() for part in (queues or "").split(",") if part.strip())
     if queues is not None and not served:
         raise click.UsageError("--queues names no queue", click.get_current_context())
-    return run_workers(
-        WorkerOptions(
-            app=app,
-            url=url,
-            queues=served,
-            concurrency=concurrency,
-            processes=processes,
-            lease=lease,
-            grace=grace,
-            unroutable_after=unroutable_after,
-            name=name,
-            log_format=log_format,
-            log_level=log_level,
-        )
-    )
+    return run_workers(WorkerOptions(queues=served, **given))
 
 
 @click.command()

@@ -1,34 +1,29 @@
-"""What the commands that look into a store share: which broker, which queues, which jobs."""
+"""What the commands that look into a store share: which broker, and which jobs the options choose."""
 
 from __future__ import annotations
 
+import datetime as dt
+import functools
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import click
 
-from spool.errors import ConfigError, JobNotFound
-from spool.job import Job, State, view
+from spool.app import Spool
+from spool.errors import ConfigError
 
 if TYPE_CHECKING:
-    from spool.broker import Action, Broker
+    from spool.broker import Broker
 
 DEFAULT_URL = "sqlite:///spool.db"
-_PAGE = 1000
-_SHOWN_FIRST = (
-    State.RUNNING,
-    State.READY,
-    State.SUSPECT,
-    State.SCHEDULED,
-    State.PARKED,
-    State.DEAD,
-    State.CANCELLED,
-    State.DONE,
-)
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_AGO: Final = re.compile(rf"(\d+(?:\.\d+)?)([{''.join(_UNITS)}])")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,14 +36,55 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def choice_options(command: Command) -> Command:
-    """Add the options that choose jobs by what they are."""
-    for option in (
+class Moment(click.ParamType[Any]):
+    """A time: absolute in ISO 8601 with its zone, or so long ago, as 90s, 30m, 2h, 7d."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dt.datetime | dt.timedelta:
+        if ago := _AGO.fullmatch(value):
+            try:
+                return dt.timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+            except OverflowError:
+                self.fail(f"{value!r} is too long ago", param, ctx)
+        try:
+            moment = dt.datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time: 2h (90s, 30m, 7d) ago, or as 2026-02-03T10:00Z", param, ctx)
+        if moment.utcoffset() is None:
+            self.fail(f"{value!r} has no time zone: end it with Z, or with one as +02:00", param, ctx)
+        return moment
+
+
+def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose jobs by what they are; the command gets those given as ``filters``."""
+
+    @functools.wraps(command)
+    def gathered(
+        *,
+        queue: tuple[str, ...],
+        task: str | None,
+        error: str | None,
+        since: dt.datetime | dt.timedelta | None,
+        until: dt.datetime | dt.timedelta | None,
+        **others: Any,
+    ) -> Any:
+        given = {"queue": queue or None, "task": task, "error": error, "since": since, "until": until}
+        return command(filters={name: value for name, value in given.items() if value is not None}, **others)
+
+    options = (
+        click.option("--queue", multiple=True, help="Only this queue; may be repeated. Default all."),
         click.option("--task", help="Only jobs of this task."),
-        click.option("--queue", help="Only this queue; default all."),
-    ):
-        command = option(command)
-    return command
+        click.option("--error", metavar="TEXT", help="Only jobs whose last error contains this: 'Type: message'."),
+        click.option("--since", type=Moment(), help="Only jobs that ended (or else were created) since then,"),
+        click.option("--until", type=Moment(), help="and before then: 90s, 30m, 2h, 7d ago, or ISO with zone."),
+    )
+    decorated: Callable[..., Any] = gathered
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
 
 
 @contextmanager
@@ -66,12 +102,17 @@ def opened(url: str | None) -> Generator[Broker]:
         broker.close()
 
 
-def queue_names(broker: Broker, queue: str | None) -> list[str]:
-    """Return the queue asked for, or all that are known."""
+@contextmanager
+def client(url: str | None) -> Generator[Spool]:
+    """As `opened`, with an app around it, which has no tasks."""
+    with opened(url) as broker:
+        yield Spool(broker)
+
+
+def queue_names(broker: Broker) -> list[str]:
+    """Return the queues that are known."""
     from spool.broker import Load
 
-    if queue is not None:
-        return [queue]
     names: list[str] = []
     cursor = ""
     while True:
@@ -80,84 +121,3 @@ def queue_names(broker: Broker, queue: str | None) -> list[str]:
         cursor = loaded.cursor
         if not cursor:
             return sorted(names)
-
-
-class Choice:
-    """Which jobs a command is about."""
-
-    def __init__(
-        self,
-        *,
-        queue: str | None = None,
-        states: Iterable[State] = (),
-        task: str | None = None,
-        error: str | None = None,
-    ) -> None:
-        self.queue, self.task, self.error = queue, task, error
-        self.states = tuple(states) or _SHOWN_FIRST
-
-    @property
-    def everything(self) -> bool:
-        """Whether nothing but the states narrows the choice."""
-        return self.queue is None and self.task is None and self.error is None
-
-    def matches(self, job: Job) -> bool:
-        return (self.task is None or job.task == self.task) and (self.error is None or self.error in job.error)
-
-    def find(self, broker: Broker) -> Iterator[Job]:
-        """Yield the jobs, page by page."""
-        for queue in queue_names(broker, self.queue):
-            for state in self.states:
-                for page in self.pages(broker, queue, state):
-                    yield from page
-
-    def pages(self, broker: Broker, queue: str, state: State) -> Iterator[list[Job]]:
-        from spool.broker import Find
-
-        cursor = ""
-        while True:
-            found = broker.call(Find(queue, state, cursor, _PAGE))
-            yield [job for job in map(view, found.jobs) if self.matches(job)]
-            cursor = found.cursor
-            if not cursor:
-                return
-
-
-def get_job(broker: Broker, reference: str, queue: str | None) -> Job:
-    """Return the job named ``queue/id``, or by its id in ``queue`` or in whichever queue knows it."""
-    from spool.broker import Get
-
-    named, slash, id = reference.rpartition("/")
-    for name in [named] if slash else queue_names(broker, queue):
-        snapshot = broker.call(Get(name, id))
-        if snapshot is not None:
-            return view(snapshot)
-    raise JobNotFound(f"no job {reference!r} is known to {broker.url}")
-
-
-def act_on_named(broker: Broker, action: Action, references: Sequence[str], queue: str | None) -> int:
-    """Act on jobs given by name and return how many changed. An unknown one stops it before anything is changed."""
-    from spool.broker import Act
-
-    by_queue: dict[str, list[str]] = {}
-    for reference in references:
-        job = get_job(broker, reference, queue)
-        by_queue.setdefault(job.queue, []).append(job.id)
-    return sum(
-        len(broker.call(Act(name, action, ids[start : start + _PAGE])).changed)
-        for name, ids in by_queue.items()
-        for start in range(0, len(ids), _PAGE)
-    )
-
-
-def act_on_chosen(broker: Broker, action: Action, choice: Choice) -> int:
-    """Act on the jobs of a choice, page by page, and return how many changed."""
-    from spool.broker import Act
-
-    changed = 0
-    for queue in queue_names(broker, choice.queue):
-        for state in choice.states:
-            for page in choice.pages(broker, queue, state):
-                if page:
-                    changed += len(broker.call(Act(queue, action, [job.id for job in page])).changed)
-    return changed

@@ -59,22 +59,38 @@ class Executor:
     """Runs attempts for one worker process.
 
     ``worker`` is the name that its attempts carry. ``threads`` bounds how many ``def`` tasks run at a time;
-    ``processes`` runs those with ``process=True``. Raises `ConfigError` for a task whose annotations cannot be used.
+    ``processes`` runs those with ``process=True``. ``stubborn`` is called with each run on the loop or in a thread that
+    goes on ``kill_after`` seconds after it was told that time is up or the lease lost; ``due`` with the time of the
+    next timeout (monotonic), before the job in question starts. Raises `ConfigError` for a task whose annotations
+    cannot be used.
 
     **Timeouts and other stops.** An async task is cancelled; what it returns after that does not count. A thread gets a
     CancelledError, which Python delivers only between two bytecodes: a thread that waits in C, for a lock, a socket or
     ``time.sleep``, goes on until that returns. A process gets SIGTERM, which raises CancelledError in the task, and
-    after a grace time SIGKILL; only this process is replaced. An attempt is settled when it has ended, never before.
+    after a grace time SIGKILL; only this process is replaced. An attempt is settled when it has ended, never before:
+    one on the loop or in a thread that goes on ends only with the whole worker process (``stubborn``).
     """
 
-    def __init__(self, app: Spool, worker: str, *, threads: int = 100, processes: Pool | None = None) -> None:
+    def __init__(
+        self,
+        app: Spool,
+        worker: str,
+        *,
+        threads: int = 100,
+        processes: Pool | None = None,
+        kill_after: float = 5.0,
+        stubborn: Finish = lambda _: None,
+        due: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self.worker = worker
+        self.kill_after = kill_after
+        self._stubborn = stubborn
         self._app = app
         self._loop = asyncio.get_running_loop()
         self._chain = _compose(app.middlewares)
         self._threads = Threads(threads, self._loop)
         self._processes = processes
-        self._deadlines = Deadlines(self._loop, lambda run: self.stop(run, "timeout"))
+        self._deadlines = Deadlines(self._loop, lambda run: self.stop(run, "timeout"), due)
 
     def intake(self, queue: str, finish: Finish) -> Intake:
         """Return what starts the jobs of one queue; ``finish`` is called with each run when it has ended."""
@@ -86,6 +102,8 @@ class Executor:
         if run.ended or (run.stop is not None and reason != "lost"):
             return
         run.stop = reason
+        if reason in ("timeout", "lost") and run.began and run.recipe.kind != "process":
+            self._loop.call_later(self.kill_after, self._look_after, run)
         if run.inner is not None:
             run.inner.stop()
         elif run.task is not None:
@@ -99,6 +117,21 @@ class Executor:
         run.recipe.meter.runs[0] += 1
         _count(run)
         self._loop.call_soon(run.recipe.finish, run)
+
+    @property
+    def due(self) -> float:
+        """When the next timeout is, as `Deadlines.first`."""
+        return self._deadlines.first
+
+    def _look_after(self, run: Run) -> None:
+        if not run.ended:
+            self._stubborn(run)
+
+    def late(self, run: Run) -> Settlement:
+        """Return how a run that does not end at its timeout is settled by who ends its process. From any thread."""
+        timeout = run.recipe.timeout or 0.0
+        late = f"not done within its timeout of {timeout:g} s, nor {self.kill_after:g} s later: its process was killed"
+        return failed(run, _judge(run, TimeoutError(late)))
 
     def close(self) -> None:
         """Let the threads end when they are through. Processes belong to whoever made them."""
@@ -190,7 +223,7 @@ class Executor:
                 late.__traceback__ = error.__traceback__ if error else None
                 return failed(run, _judge(run, late))
             case "cancelled":
-                return cancelled(run, "cancelled while running" if run.began else "cancelled")
+                return cancelled(run, run.reason or ("cancelled while running" if run.began else "cancelled"))
             case "stopped":
                 return released(run, "stopped", 0)
             case _:
@@ -239,15 +272,18 @@ class Intake:
 
 
 class Deadlines:
-    """Calls ``expire`` with each run whose time is up. One timer for all of them.
+    """Calls ``expire`` with each run whose time is up, and ``due`` with the time of the next, 0 for none. One timer.
 
     Runs with the same timeout come due in the order in which they are added: so each timeout has a line of its own, and
     only the heads of the lines are compared, when the timer fires.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Finish) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, expire: Finish, due: Callable[[float], None] = lambda _: None
+    ) -> None:
         self._loop = loop
         self._expire = expire
+        self._due = due
         self._lines: dict[float, dict[Run, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed = 0.0
@@ -267,10 +303,19 @@ class Deadlines:
             if not line:
                 del self._lines[timeout]
 
+    @property
+    def first(self) -> float:
+        """When the next timeout is (monotonic), 0 for none. From any thread, if not quite up to date."""
+        try:
+            return min((next(iter(line.values()), 0.0) for line in list(self._lines.values())), default=0.0)
+        except RuntimeError:  # changed meanwhile
+            return self._armed
+
     def _arm(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._armed = when
+        self._due(when)
         self._timer = self._loop.call_later(max(0.0, when - monotonic()), self._fire)
 
     def _fire(self) -> None:
@@ -283,6 +328,8 @@ class Deadlines:
         self._lines = {timeout: line for timeout, line in self._lines.items() if line}
         if self._lines:
             self._arm(min(next(iter(line.values())) for line in self._lines.values()))
+        else:
+            self._due(0.0)
 
 
 def _until(line: Mapping[Run, float], now: float) -> list[Run]:

@@ -139,6 +139,8 @@ class Run(msgspec.Struct, eq=False):
     inner: Interruptible | None = None
     task: asyncio.Task[None] | None = None
     failure: Failure | None = None
+    reason: str = ""
+    """Why it was cancelled, in the words of who did it."""
     settlement: Settlement | None = None
     """None with ``ended`` set: the job is not ours any more, and nothing is to be told to the store."""
 

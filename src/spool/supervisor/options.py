@@ -31,6 +31,17 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease: float = 10.0
     grace: float = 30.0
     """What running jobs get to finish in when the worker is asked to stop."""
+    kill_after: float = 5.0
+    """What an attempt on the loop or in a thread gets to end in after its timeout; then its process is killed, and the
+    other jobs there are handed back, uncounted."""
+    max_jobs: int | None = None
+    """Replace a process after so many jobs, a tenth less at random; its jobs end first, however long they take."""
+    max_memory: float | None = None
+    """Likewise when it takes more megabytes (resident)."""
+    max_age: float | None = None
+    """Likewise after so many seconds, a tenth less at random."""
+    spare: int = 0
+    """Processes that wait, with the app imported, to take the place of one that ends."""
     unroutable_after: float | None = None
     """When jobs that are parked, since no worker knows their task, go to the dead letter queue; None: never."""
     name: str = ""
@@ -50,3 +61,22 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         )
         if self.processes < 1:
             raise ConfigError(f"processes must be 1 or more, not {self.processes}")
+        if not 0 <= self.spare <= 1000:
+            raise ConfigError(f"spare must be 0 to 1,000, not {self.spare}")
+        if not 0.1 <= self.kill_after <= 3600:
+            raise ConfigError(f"kill_after must be 0.1 to 3,600 seconds, not {self.kill_after}")
+        for name in ("max_jobs", "max_memory", "max_age"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ConfigError(f"{name} must be more than 0, not {limit}")
+
+
+Role = Literal["worker", "spare", "trial"]
+"""What a worker process is for: jobs; nothing yet; or suspects, one at a time."""
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """The first thing that a worker process is told."""
+
+    role: Role
+    options: WorkerOptions

@@ -5,22 +5,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import Protocol
 
 from spool.app import Spool
+from spool.broker import Settlement
 from spool.errors import ConfigError
 from spool.executor import Executor
+from spool.executor.attempt import Run
 from spool.executor.pool import Processes
 from spool.job import check_name
 from spool.report import WorkerRow
-from spool.worker.heartbeat import Machine
+from spool.worker.heartbeat import Heart, Keeper, Machine
 from spool.worker.life import Life
 from spool.worker.slots import Slots
 
 logger = logging.getLogger("spool.worker")
+
+
+class Link(Keeper, Protocol):
+    """A supervisor, as its worker sees it. From any thread."""
+
+    def put_on_trial(self, queue: str, id: str) -> None:
+        """Say which suspect is about to start."""
+        ...
+
+    def drain(self, reason: str) -> None:
+        """Say that this worker claims no more and ends when its jobs have."""
+        ...
+
+    def due(self, at: float) -> None:
+        """Say when the next timeout is, on the monotonic clock; 0: none."""
+        ...
+
+    async def die(self, late: Sequence[tuple[str, int, Settlement]]) -> None:
+        """Ask to be killed, and for these settlements (queue, seq, settlement) afterwards."""
+        ...
 
 
 class Worker:
@@ -32,7 +56,10 @@ class Worker:
     the worker is asked to stop. ``unroutable_after`` (None: never): the seconds after which jobs that are parked, since
     no worker knows their task, go to the dead letter queue. ``name``: shown with what its jobs did (``host:pid``).
     ``target`` (``module:attribute``) and ``url`` tell the pool's processes where app and broker are; only a pool needs
-    them. ``on_life`` is called with each incarnation that has registered itself.
+    them. ``max_jobs`` (None: no end): how many jobs to run before it ends. ``kill_after`` (5 s): what a job on the loop
+    or in a thread gets to end in after its timeout. ``link`` is the way to a supervisor, which keeps the leases then
+    and can end the process; without it a thread keeps them. ``trial``: run suspects only, one after the other.
+    ``on_life`` is called with each incarnation that has registered itself.
 
     Raises `ConfigError` for what cannot be used.
 
@@ -56,6 +83,10 @@ class Worker:
         name: str = "",
         target: str | None = None,
         url: str | None = None,
+        max_jobs: int | None = None,
+        kill_after: float = 5.0,
+        link: Link | None = None,
+        trial: bool = False,
         on_life: Callable[[str], None] | None = None,
     ) -> None:
         check_limits(queues, concurrency, pool_size, lease, grace, unroutable_after=unroutable_after)
@@ -65,16 +96,24 @@ class Worker:
         self.concurrency = concurrency
         self.pool_size = _pool_size(app, pool_size)
         self.lease = lease
-        self.grace = grace
+        self.grace = self._grace = grace
         self.unroutable_after = unroutable_after
         self.machine = Machine()
         self.name = name or f"{self.machine.host}:{self.machine.pid}"
         self.stopping = False
+        self._draining = False
+        self.trial = trial
+        self.condemned = False
+        self._late: list[tuple[str, int, Settlement]] = []
+        self.budget = math.inf if max_jobs is None else max_jobs
+        self.kill_after = kill_after
+        self._link = link
         self._began = int(time.time() * 1000)
         self._target = target
         self._url = url
         self._on_life = on_life
         self._life: Life | None = None
+        self._executor: Executor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._now = asyncio.Event()
 
@@ -88,7 +127,11 @@ class Worker:
 
     def _stop(self) -> None:
         running = self._life.running if self._life is not None else 0
-        if self.stopping:
+        if self._draining and self._loop is not None:
+            self._draining = False
+            self._loop.call_later(self.grace, self._now.set)
+            logger.info("worker %s stops; %d jobs run and get up to %g s", self.name, running, self.grace)
+        elif self.stopping:
             self._now.set()
             logger.info("worker %s stops now and hands back %d jobs", self.name, running)
         else:
@@ -107,13 +150,16 @@ class Worker:
         if not self.app.tasks:
             logger.warning("the app declares no tasks: all jobs will be parked; does its module import them?")
         async with AsyncExitStack() as stack:
-            executor = await self._open_executor(stack)
+            self._executor = executor = await self._open_executor(stack)
+            keeper = self._link or self._open_heart(stack)
             for lifespan in self.app.lifespans:
                 await stack.enter_async_context(lifespan(self.app))
             slots = Slots(self.concurrency, self.pool_size)
             while not self.stopping:
-                self._life = Life(self, self.app.broker, executor, slots, self.app.tasks)
+                self._life = Life(self, executor, slots, keeper)
                 await self._live(self._life)
+            if self.condemned and self._link is not None:
+                await self._link.die(self._late)
 
     async def _open_executor(self, stack: AsyncExitStack) -> Executor:
         processes = None
@@ -123,15 +169,42 @@ class Worker:
             processes = Processes(self._target, self.pool_size, url=self._url)
             stack.callback(processes.close)
             await processes.start()
-        executor = Executor(self.app, self.name, threads=self.concurrency, processes=processes)
+        executor = Executor(
+            self.app,
+            self.name,
+            threads=self.concurrency,
+            processes=processes,
+            kill_after=self.kill_after,
+            stubborn=self._condemn,
+            due=self._link.due if self._link is not None else lambda _: None,
+        )
         stack.callback(executor.close)
         return executor
+
+    def _open_heart(self, stack: AsyncExitStack) -> Heart:
+        heart = Heart(self.app.broker, self.lease)
+        stack.callback(heart.stop)
+        return heart
+
+    def _condemn(self, run: Run) -> None:
+        """End the whole process, since a job does not end when it must; what else runs here is handed back."""
+        what = f"{run.queue}/{run.id} {run.record.task} goes on {self.kill_after:g} s after it was told: {run.stop}"
+        if self._link is None:
+            logger.error("%s; a worker without a supervisor cannot end it", what)
+            return
+        logger.error("%s; the process hands its other jobs back, and is killed", what)
+        self.condemned = self.stopping = True
+        self._now.set()
+        if self._life is not None:
+            self._life.wake()
 
     async def _live(self, life: Life) -> None:
         try:
             await life.run()
             if not life.over:
-                await life.close(self.grace, self._now)
+                await life.close(self._grace, self._now)
+            if self.condemned:
+                self._late = life.late()
         except asyncio.CancelledError:
             self.stopping = True
             self._now.set()
@@ -141,6 +214,42 @@ class Worker:
             life.abandon()
 
     # For its lives
+
+    def put_on_trial(self, queue: str, id: str) -> None:
+        """Tell the supervisor which suspect is about to start."""
+        if self._link is not None:
+            self._link.put_on_trial(queue, id)
+
+    def drain(self, reason: str) -> None:
+        """Stop claiming and end when the jobs that run have ended, however long that takes. From any thread."""
+        if self._link is not None:
+            self._link.drain(reason)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped
+                self._loop.call_soon_threadsafe(self._drain, reason)
+
+    def _drain(self, reason: str) -> None:
+        if self.stopping:
+            return
+        logger.info("worker %s ends when its jobs have: %s", self.name, reason)
+        self.stopping = self._draining = True
+        self._grace = math.inf
+        if self._life is not None:
+            self._life.wake()
+
+    def blocked_by(self) -> Run | None:
+        """Return the job whose step the event loop is in. From any thread."""
+        task = asyncio.current_task(self._loop) if self._loop is not None else None
+        return self._life.find(task) if self._life is not None and task is not None else None
+
+    @property
+    def due(self) -> float:
+        """When the next timeout of a job is, on the monotonic clock; 0: none. From any thread."""
+        return self._executor.due if self._executor is not None else 0.0
+
+    def late(self) -> list[tuple[str, int, Settlement]]:
+        """Return how jobs are to be settled that do not end at their timeout, as `Life.late`. From any thread."""
+        return self._life.late() if self._life is not None else []
 
     def registered(self, incarnation: str) -> None:
         """Say that an incarnation holds its leases."""
@@ -176,6 +285,34 @@ class Worker:
             machine.version,
             machine.python,
         )
+
+
+async def run(
+    app: Spool,
+    queues: Sequence[str],
+    *,
+    concurrency: int,
+    lease: float,
+    grace: float,
+    stop: asyncio.Event | None,
+) -> None:
+    """Run a worker as `Spool.run_worker` says."""
+    worker = Worker(app, queues, concurrency=concurrency, pool_size=0, lease=lease, grace=grace)
+    working = asyncio.create_task(worker.run())
+    watching = asyncio.create_task(stop.wait()) if stop is not None else None
+    try:
+        await asyncio.wait([task for task in (working, watching) if task is not None], return_when="FIRST_COMPLETED")
+        if not working.done():
+            worker.stop()
+        await working
+    except asyncio.CancelledError:
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+        raise
+    finally:
+        if watching is not None:
+            watching.cancel()
 
 
 def check_limits(

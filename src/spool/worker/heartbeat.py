@@ -1,8 +1,7 @@
-"""Keep a worker's leases: a thread that beats, whatever the event loop is busy with."""
+"""Keep the leases of worker processes: a thread that beats, whatever their event loops are busy with."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -15,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
+
 from spool import __version__
 from spool.broker import Beat, Broker, Heartbeat, Orders, Store
 from spool.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreCorrupt
-from spool.report import WorkerRow, encode_row
-from spool.worker.slots import Line
 
 logger = logging.getLogger("spool.worker")
 
@@ -44,42 +43,107 @@ def is_silence(error: BaseException) -> bool:
     return False
 
 
-class Holder(Protocol):
-    """Who holds the leases: an incarnation. ``obey`` and ``miss`` are called in the loop's thread."""
+class Heard(msgspec.Struct, frozen=True, tag=True):
+    """That the store answered a beat. ``at`` (monotonic clock): the lease holds for its length from then on.
 
-    incarnation: str
-    tasks: tuple[str, ...]
-
-    @property
-    def lines(self) -> Sequence[Line]: ...
-
-    def obey(self, line: Line, beat: Heartbeat, orders: Orders) -> None: ...
-
-    def miss(self, error: Exception) -> None: ...
-
-    def row(self) -> WorkerRow: ...
-
-
-class Heart:
-    """Beats for an incarnation, once for each of its queues every min(1 s, lease/10).
-
-    In a thread, with the broker's blocking calls: an event loop that is blocked keeps its lease. ``post`` hands a call
-    to the loop's thread.
+    ``orders`` is None if the store refused to serve: then nobody else is served either. ``reconciled`` says that the
+    beat carried the ids which the holder had reported.
     """
 
-    def __init__(self, broker: Broker, life: Holder, lease: float, post: Callable[..., object]) -> None:
-        self._broker = broker
-        self._life = life
-        self._lease = lease
-        self._post = post
-        self._kicked = threading.Event()
-        self._stopped = False
-        self._row_due = 0.0
-        self._thread = threading.Thread(target=self._run, name="spool-heart", daemon=True)
-        self._thread.start()
+    queue: str
+    at: float
+    orders: Orders | None = None
+    reconciled: bool = False
+
+
+class Holder(Protocol):
+    """An incarnation whose leases are kept. Its methods are called in the thread of who keeps them."""
+
+    incarnation: str
+    queues: Sequence[str]
+    tasks: tuple[str, ...]
+
+    def hear(self, heard: Heard) -> None:
+        """Take note of an answer."""
+        ...
+
+    def miss(self, error: Exception) -> None:
+        """Take note that a beat failed."""
+        ...
+
+    def row(self) -> bytes:
+        """Return the row to be written, empty for none."""
+        ...
+
+
+class Keeper(Protocol):
+    """Who keeps leases: a `Heart` of this process, or one of the supervisor's. From any thread."""
+
+    def add(self, holder: Holder) -> None:
+        """Begin to beat for an incarnation."""
+        ...
+
+    def remove(self, incarnation: str) -> None:
+        """Beat for it no more. Does not wait for a beat that is on its way."""
+        ...
+
+    def report(self, incarnation: str, queue: str, claim_seq: int, ids: tuple[str, ...]) -> None:
+        """Have the next beat compare what is held by id."""
+        ...
 
     def kick(self) -> None:
         """Beat now."""
+        ...
+
+
+class _Lease:
+    """What a heart knows of one incarnation."""
+
+    def __init__(self, holder: Holder) -> None:
+        self.holder = holder
+        self.row_due = 0.0
+        self.untold = set(holder.queues)
+        """Queues that have yet to be told its tasks."""
+        self.reports: dict[str, tuple[int, tuple[str, ...]]] = {}
+
+
+class Heart:
+    """Beats for incarnations, one command for each queue every min(1 s, lease/10), however many there are.
+
+    In a thread, with the broker's blocking calls: neither an event loop that is blocked nor one that is slow matters.
+    ``suspects`` is told how many each queue has.
+    """
+
+    def __init__(self, broker: Broker, lease: float, suspects: Callable[[str, int], None] | None = None) -> None:
+        self._broker = broker
+        self._lease = lease
+        self._suspects = suspects
+        self._lock = threading.Lock()
+        self._leases: dict[str, _Lease] = {}
+        self._kicked = threading.Event()
+        self._stopped = False
+        self._listening = False
+        self._thread = threading.Thread(target=self._run, name="spool-heart", daemon=True)
+        self._thread.start()
+
+    def add(self, holder: Holder) -> None:
+        with self._lock:
+            self._leases[holder.incarnation] = _Lease(holder)
+            listen, self._listening = not self._listening, True
+        if listen:
+            threading.Thread(target=self._listen, name="spool-orders", daemon=True).start()
+        self.kick()
+
+    def remove(self, incarnation: str) -> None:
+        with self._lock:
+            self._leases.pop(incarnation, None)
+
+    def report(self, incarnation: str, queue: str, claim_seq: int, ids: tuple[str, ...]) -> None:
+        with self._lock:
+            if incarnation in self._leases:
+                self._leases[incarnation].reports[queue] = (claim_seq, ids)
+
+    def kick(self) -> None:
         self._kicked.set()
 
     def stop(self) -> None:
@@ -91,57 +155,83 @@ class Heart:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    def _held(self) -> list[_Lease]:
+        with self._lock:
+            return list(self._leases.values())
+
+    def _queues(self) -> list[str]:
+        return list(dict.fromkeys(queue for lease in self._held() for queue in lease.holder.queues))
+
     def _run(self) -> None:
         try:
             while not self._stopped:
-                for line in self._life.lines:
-                    self._beat(line)
-                self._write_row()
+                for queue in self._queues():
+                    self._beat(queue, [lease for lease in self._held() if queue in lease.holder.queues])
+                for lease in self._held():
+                    self._write_row(lease)
                 self._kicked.wait(min(1.0, self._lease / 10))
                 self._kicked.clear()
         except Exception as error:
-            if self._stopped and isinstance(error, RuntimeError):
-                return  # the loop is closed, and so are we
             # A worker without beats would work on until its jobs are given away, and never know.
             logger.exception("the beat thread failed")
-            with contextlib.suppress(RuntimeError):
-                self._post(self._life.miss, error)
+            for lease in self._held():
+                lease.holder.miss(error)
 
-    def _beat(self, line: Line) -> None:
-        if self._stopped:
+    def _beat(self, queue: str, leases: Sequence[_Lease]) -> None:
+        if self._stopped or not leases:
             return
-        report, line.report = line.report, None
-        beat = Heartbeat(
-            self._life.incarnation,
+        reports = [lease.reports.pop(queue, None) for lease in leases]
+        beats = [self._heartbeat(lease, queue, report) for lease, report in zip(leases, reports, strict=True)]
+        sent = time.monotonic()
+        try:
+            reply = self._broker.call(Beat(queue, beats))
+        except BrokerError as error:
+            for lease, report in zip(leases, reports, strict=True):
+                if report:
+                    lease.reports.setdefault(queue, report)
+                if not is_silence(error):
+                    lease.holder.hear(Heard(queue, time.monotonic()))
+                lease.holder.miss(error)
+            return
+        for lease, orders, report in zip(leases, reply.orders, reports, strict=True):
+            (lease.untold.add if orders.tasks else lease.untold.discard)(queue)
+            # The lease runs from the moment the store saw the beat, which is no earlier than it was sent.
+            lease.holder.hear(Heard(queue, sent, orders, report is not None))
+        if self._suspects is not None:
+            self._suspects(queue, reply.suspects)
+
+    def _heartbeat(self, lease: _Lease, queue: str, report: tuple[int, tuple[str, ...]] | None) -> Heartbeat:
+        return Heartbeat(
+            lease.holder.incarnation,
             round(self._lease * 1000),
-            tasks=self._life.tasks if line.tell_tasks else None,
-            held=len(line.held),
+            tasks=lease.holder.tasks if queue in lease.untold else None,
             claim_seq=report[0] if report else 0,
             held_ids=report[1] if report else None,
         )
-        sent = time.monotonic()
-        try:
-            reply = self._broker.call(Beat(line.name, (beat,)))
-        except BrokerError as error:
-            if report:
-                line.report = report
-            if not is_silence(error):
-                line.heard = time.monotonic()
-            self._post(self._life.miss, error)
-        else:
-            # The lease runs from the moment the store saw the beat, which is no earlier than it was sent.
-            line.heard = sent
-            self._post(self._life.obey, line, beat, reply.orders[0])
 
-    def _write_row(self) -> None:
-        if self._stopped or time.monotonic() < self._row_due:
+    def _write_row(self, lease: _Lease) -> None:
+        if self._stopped or time.monotonic() < lease.row_due or not (row := lease.holder.row()):
             return
         ttl = round(max(3 * self._lease, 5 * ROW_EVERY) * 1000)
         try:
-            self._broker.call(Store("worker", self._life.incarnation, encode_row(self._life.row()), ttl))
+            self._broker.call(Store("worker", lease.holder.incarnation, row, ttl))
         except BrokerError as error:
             logger.debug("the worker's row was not written: %s", error)
-        self._row_due = time.monotonic() + ROW_EVERY
+        lease.row_due = time.monotonic() + ROW_EVERY
+
+    def _listen(self) -> None:
+        """Beat whenever there may be orders, which would else wait for the next beat."""
+        while not self._stopped:
+            try:
+                self._broker.await_orders(self._queues(), 30)
+                self.kick()
+            except BrokerError:  # word may have been lost
+                if not self._stopped:
+                    time.sleep(1)
+                    self.kick()
+            except Exception:
+                logger.exception("the thread that waits for orders failed; they come with the beats")
+                return
 
 
 def is_fatal(error: Exception) -> bool:

@@ -1,7 +1,8 @@
 """One life of a worker: an incarnation that claims jobs, has them run, and settles them.
 
-A life has one loop that claims for all queues, one loop per queue that settles, and a thread that beats. None of the
-loops is ever cancelled while the store may be carrying out what it asked for; they end by flags.
+A life has one loop that claims for all queues and one loop per queue that settles; somebody else keeps its leases (see
+`spool.worker.heartbeat`). None of the loops is ever cancelled while the store may be carrying out what it asked for;
+they end by flags.
 """
 
 from __future__ import annotations
@@ -15,44 +16,42 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from spool.broker import Broker, Claim, Claimed, Heartbeat, Orders, Released, Retire, Retried, Settle, Store, Verb
+from spool.app import Spool
+from spool.broker import Claim, Released, Retire, Retried, Settle, Settlement, Store, Verb
 from spool.errors import BrokerError, LeaseLost
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Failure, Run, StopReason
-from spool.job import PROCESS, new_id
-from spool.report import WorkerRow, pack
-from spool.worker.heartbeat import Heart, is_fatal
-from spool.worker.slots import MAX_UNSETTLED, Line, Slots
+from spool.job import new_id
+from spool.report import WorkerRow, encode_row, pack
+from spool.worker.claims import Claims
+from spool.worker.heartbeat import Heard, Keeper, is_fatal
+from spool.worker.slots import COMPANY, Line, Slots
 
 R = TypeVar("R")
 
 logger = logging.getLogger("spool.worker")
 
-MAX_CLAIM: Final = 200
-CLAIM_BYTES: Final = 64 * 1024
-"""What the reply to a claim should not exceed: Redis sends so much, and carries out other commands before the rest.
-
-Measured with records of 1.1 KiB: claims of 200 drained at 60,000 jobs/s, claims of 55 at 90,000.
-"""
 MAX_SETTLE: Final = 500
-COMPANY: Final = 0.001
-"""Seconds that a settle waits for company after the one before it, while jobs run that may end in that time."""
-PROBE: Final = 0.02
-"""Seconds between two looks at a queue that had nothing, while others keep us busy."""
 SILENCE: Final = 0.8
 """The part of the lease after which a worker that hears nothing stops its jobs: before the store gives them away."""
 STUCK: Final = 5.0
 """Seconds that jobs which were told to stop may take before the worker ends without them."""
+HURRY: Final = 0.5
+"""The same, when the process is about to be killed since a job does not end."""
 
 
 class Owner(Protocol):
     """What a life needs of its worker."""
 
+    app: Spool
     name: str
     queues: list[str]
     lease: float
     unroutable_after: float | None
     stopping: bool
+    trial: bool
+    condemned: bool
+    budget: float
 
     def registered(self, incarnation: str) -> None:
         """Take note that the incarnation holds its leases."""
@@ -62,18 +61,26 @@ class Owner(Protocol):
         """Return the worker's row; called from a thread."""
         ...
 
+    def put_on_trial(self, queue: str, id: str) -> None:
+        """Take note of the suspect that is about to start."""
+        ...
+
+    def drain(self, reason: str) -> None:
+        """Have the worker end when its jobs have."""
+        ...
+
 
 class Life:
     """One incarnation, from its first beat to its retirement, or to the loss of its lease (`over`)."""
 
-    def __init__(self, worker: Owner, broker: Broker, executor: Executor, slots: Slots, tasks: Iterable[str]) -> None:
+    def __init__(self, worker: Owner, executor: Executor, slots: Slots, keeper: Keeper) -> None:
         self.incarnation = new_id()
         self.over = False
+        self.queues: Sequence[str] = worker.queues
         self.lines = [Line(queue, slots) for queue in worker.queues]
-        self.tasks = tuple(sorted(tasks))
+        self.tasks = tuple(sorted(worker.app.tasks))
         self._worker = worker
-        self._unroutable_after = math.ceil((worker.unroutable_after or 0) * 1000)
-        self._broker = broker
+        self._broker = broker = worker.app.broker
         self._executor = executor
         self._slots = slots
         self._loop = asyncio.get_running_loop()
@@ -83,10 +90,12 @@ class Life:
         self._changed = asyncio.Event()
         self._closing = False
         self._outage = False
-        self._waiter: asyncio.Task[Any] | None = None
-        self._nudged = False
-        self._loops: set[asyncio.Task[None]] = set()
-        self._heart = Heart(self._broker, self, worker.lease, self._loop.call_soon_threadsafe)
+        self._loops: set[asyncio.Task[object]] = set()
+        self._by_name = {line.name: line for line in self.lines}
+        after = math.ceil((worker.unroutable_after or 0) * 1000)
+        self._claims = Claims(self, broker, slots, self._intakes, after=after, trial=worker.trial)
+        self._keeper = keeper
+        keeper.add(self)
 
     @property
     def running(self) -> int:
@@ -97,14 +106,14 @@ class Life:
 
     async def run(self) -> None:
         """Live until the worker is to stop, or the lease is lost. Raises what makes going on impossible."""
-        while self._unborn and not self._ending:
+        while self._unborn and not self.ending:
             await self._change()
-        if not self._ending:
+        if not self.ending:
             self._worker.registered(self.incarnation)
             for line in self.lines:
-                self._spawn(self._settling(line))
-            self._spawn(self._claiming())
-        while not self._ending:
+                self.spawn(self._settling(line))
+            self.spawn(self._claims.run_trial() if self._worker.trial else self._claims.run())
+        while not self.ending:
             self._stop_if_silent()
             await self._change(self._worker.lease / 20)
         if self._failure is not None:
@@ -119,19 +128,21 @@ class Life:
         """
         await self._wait_until(lambda: not self.running, grace, now)
         self._stop_jobs("stopped")
-        await self._wait_until(lambda: not self.running, STUCK, None)
+        await self._wait_until(lambda: not self.running, HURRY if self._worker.condemned else STUCK, None)
         self._closing = True
         self.wake()
         await self._wait_until(lambda: not self._loops, self._worker.lease, now)
-        self._heart.stop()
+        if self._worker.condemned:
+            return  # what is left is settled when we are gone
+        self._keeper.remove(self.incarnation)
         if len(self._unborn) < len(self.lines):
-            retiring = self._spawn(self._retire())
+            retiring = self.spawn(self._retire())
             await self._wait_until(retiring.done, self._worker.lease, now)
 
     def abandon(self) -> None:
         """End what is left of it, without the store."""
         self.over = True
-        self._heart.stop()
+        self._keeper.remove(self.incarnation)
         self._stop_jobs("lost")
         self.wake()
 
@@ -139,21 +150,21 @@ class Life:
         """Let every loop look at the flags again."""
         self._changed.set()
         self._slots.wake()
-        self._nudge()
+        self._claims.nudge()
         for line in self.lines:
             line.wake()
 
     @property
-    def _ending(self) -> bool:
+    def ending(self) -> bool:
         return self.over or self._worker.stopping or self._failure is not None
 
-    def _spawn(self, loop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, loop: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = self._loop.create_task(loop)
         self._loops.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[object]) -> None:
         self._loops.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and self._failure is None:
             self._failure = error
@@ -173,13 +184,13 @@ class Life:
                 end = min(end, time.monotonic() + (1.0 if self._closing else 0.0))
                 now = None
             else:
-                await self._change(left)
+                await self._change(min(left, 3600.0))
 
     def _stop_jobs(self, reason: StopReason) -> None:
         for line in self.lines:
-            self._stop_runs(line.held, reason)
+            self.stop_runs(line.held, reason)
 
-    def _stop_runs(self, runs: Iterable[Run], reason: StopReason) -> None:
+    def stop_runs(self, runs: Iterable[Run], reason: StopReason) -> None:
         for run in [run for run in runs if not run.ended]:
             self._executor.stop(run, reason)
 
@@ -190,55 +201,107 @@ class Life:
                 try:
                     left = (await self._broker.acall(Retire(line.name, self.incarnation, "stopped"))).remaining
                 except BrokerError as error:
-                    self._note_outage(error)
-                    await self._pause(1)
+                    self.note_outage(error)
+                    await self.pause(1)
         with contextlib.suppress(BrokerError):
             await self._broker.acall(Store("worker", self.incarnation, None))
 
-    # Beats: called by the heart, in the loop's thread
+    def put_on_trial(self, queue: str, id: str) -> None:
+        """Say which suspect is about to start: if this process dies, it is to blame."""
+        self._worker.put_on_trial(queue, id)
 
-    def obey(self, line: Line, beat: Heartbeat, orders: Orders) -> None:
+    def take_budget(self, jobs: int) -> None:
+        """Count jobs that were claimed; the worker ends after so many."""
+        self._worker.budget -= jobs
+        if self._worker.budget <= 0:
+            self.drain("it has run as many jobs as it was to")
+
+    def drain(self, reason: str) -> None:
+        """Have the worker end when its jobs have."""
+        self._worker.drain(reason)
+
+    @property
+    def budget(self) -> float:
+        """How many more jobs may be claimed."""
+        return self._worker.budget
+
+    def late(self) -> list[tuple[str, int, Settlement]]:
+        """Return how the jobs are to be settled, and with which seq, that were told that time is up and do not end.
+
+        For whoever settles them when this process is gone. May be called from any thread.
+        """
+        return [
+            (line.name, line.settle_seq + 1, self._executor.late(run))
+            for line in self.lines
+            for run in list(line.held)
+            if run.stop == "timeout" and not run.ended
+        ]
+
+    def find(self, task: asyncio.Task[Any]) -> Run | None:
+        """Return the job that a task runs, if it is one of ours. May be called from any thread."""
+        return next((run for line in self.lines for run in list(line.held) if run.task is task), None)
+
+    # Beats: these are called by who keeps the leases, in a thread of its own
+
+    def hear(self, heard: Heard) -> None:
+        """Note until when the lease holds, and have the orders obeyed."""
+        line = self._by_name[heard.queue]
+        line.heard = max(line.heard, heard.at)
+        if heard.orders is not None:
+            self._post(self._obey, line, heard)
+
+    def miss(self, error: Exception) -> None:
+        """Take note that a beat failed."""
+        self._post(self._miss, error)
+
+    def row(self) -> bytes:
+        """Describe this incarnation."""
+        return encode_row(self._worker.describe(self.incarnation, self.running))
+
+    def _post(self, call: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and we are over
+            self._loop.call_soon_threadsafe(call, *args)
+
+    def _obey(self, line: Line, heard: Heard) -> None:
         """Do what the store's reply to a beat says."""
-        if self.over or self._closing:
+        orders = heard.orders
+        if orders is None or self.over or self._closing:
             return
         if orders.lost:
             logger.warning("worker %s lost its lease and stops its %d jobs", self._worker.name, self.running)
             self.abandon()
             return
-        line.tell_tasks = orders.tasks
-        if orders.cancel:
-            wanted = set(orders.cancel)
-            self._stop_runs([run for run in line.held if run.id in wanted], "cancelled")
-        self._reconcile(line, beat, orders)
+        for run in [run for run in line.held if run.id in orders.cancel]:
+            run.reason = run.reason or orders.cancel[run.id]
+            self.stop_runs([run], "cancelled")
+        self._reconcile(line, heard)
         if line.name in self._unborn:
             self._unborn.discard(line.name)
             self._changed.set()
 
-    def miss(self, error: Exception) -> None:
-        """Take note that a beat failed."""
+    def _miss(self, error: Exception) -> None:
         if not isinstance(error, BrokerError) or (self._unborn and is_fatal(error)):
             self._failure = self._failure or error
             self.wake()
         else:
-            self._note_outage(error)
+            self.note_outage(error)
 
-    def row(self) -> WorkerRow:
-        """Describe this incarnation. Called in the heart's thread."""
-        return self._worker.describe(self.incarnation, self.running)
-
-    def _reconcile(self, line: Line, beat: Heartbeat, orders: Orders) -> None:
+    def _reconcile(self, line: Line, heard: Heard) -> None:
         """Jobs in a claim or settle under way make the counts differ; a difference that stays is looked into by id."""
-        if beat.held_ids is not None:
-            gone = set(orders.unknown)
-            self._stop_runs([run for run in line.reported if run.id in gone], "lost")
+        if heard.orders is None:
+            return
+        if heard.reconciled:
+            gone = set(heard.orders.unknown)
+            self.stop_runs([run for run in line.reported if run.id in gone], "lost")
             line.reported, line.mismatches = [], 0
-        elif orders.held == beat.held:
+        elif heard.orders.held == len(line.held):
             line.mismatches = 0
         else:
             line.mismatches += 1
             if line.mismatches >= 2:
                 line.reported = list(line.held)
-                line.report = (line.claim_seq, tuple(run.id for run in line.reported))
+                ids = tuple(run.id for run in line.reported)
+                self._keeper.report(self.incarnation, line.name, line.claim_seq, ids)
 
     def _stop_if_silent(self) -> None:
         silence = SILENCE * self._worker.lease
@@ -251,111 +314,8 @@ class Life:
                     line.running,
                     line.name,
                 )
-                self._stop_runs(line.held, "lost")
+                self.stop_runs(line.held, "lost")
                 line.mismatches = 1  # so that the first beat that gets through is followed by the ids
-
-    # Claims
-
-    async def _claiming(self) -> None:
-        turn = 0
-        while not self._ending:
-            await self._slots.enough()
-            claims = [self._claim(*share) for share in _shares(self._due(turn), self._slots)]
-            turn += 1
-            if len(claims) == 1:
-                await claims[0]
-            elif claims:
-                # One queue's store may be slow to answer; the others do not wait for it.
-                await asyncio.wait([self._spawn(claim) for claim in claims], timeout=1.0)
-            else:  # none is to be asked now: they have yet to answer, or to take what has ended
-                await asyncio.sleep(COMPANY)
-            if not any(line.hot for line in self.lines):
-                await self._wait_for_work()
-
-    def _due(self, turn: int) -> list[Line]:
-        """Return the queues to ask, in rotation: those that had more, and now and then the others."""
-        now = time.monotonic()
-        first = turn % len(self.lines)
-        due = [
-            line
-            for line in self.lines[first:] + self.lines[:first]
-            if not line.claiming and len(line.finished) < MAX_UNSETTLED and (line.hot or now - line.probed >= PROBE)
-        ]
-        for line in due:
-            line.probed = now
-        return due
-
-    async def _claim(self, line: Line, main: int, pool: int) -> None:
-        reply = None
-        line.claiming = True
-        self._slots.take(main, pool)
-        try:
-            verb = Claim(
-                line.name,
-                self.incarnation,
-                line.claim_seq + 1,
-                (main, pool),
-                unroutable_after=self._unroutable_after,
-            )
-            reply = await self._ask(verb)
-        finally:
-            line.claiming = False
-            if reply is None or not reply.jobs:
-                self._slots.give(main, pool)
-        if reply is None:
-            return
-        offset = reply.now - time.monotonic_ns() // 1_000_000
-        line.claim_seq += 1
-        line.hot = bool(reply.jobs) and reply.next_at is not None and reply.next_at <= reply.now
-        line.next_at = None if reply.next_at is None else reply.next_at - offset
-        if reply.jobs:
-            runs = self._start(line, reply, offset)
-            pooled = sum([run.record.lane == PROCESS for run in runs])
-            self._slots.give(main - len(runs) + pooled, pool - pooled)
-
-    def _start(self, line: Line, reply: Claimed, offset: int) -> list[Run]:
-        start, tallies, fence = self._intakes[line.name].start, reply.tallies, line.claim_seq
-        runs = [start(id, fence, body, tallies.get(id, "") if tallies else "", offset) for id, body in reply.jobs]
-        line.record_size = max(256, sum([len(body) for _, body in reply.jobs]) // len(runs))
-        line.held.update(runs)
-        line.running += len(runs)
-        if self._ending:  # claimed while we were told to stop: back they go, without having begun
-            self._stop_runs(runs, "lost" if self.over else "stopped")
-        return runs
-
-    async def _wait_for_work(self) -> None:
-        if self._ending:
-            return
-        due = min((line.next_at for line in self.lines if line.next_at is not None), default=None)
-        timeout = random.uniform(0.5, 1.0)  # noqa: S311 - jitter, so that idle workers do not come in step
-        if due is not None:
-            timeout = min(timeout, max(0.005, (due - time.monotonic_ns() // 1_000_000) / 1000))
-        # With no slots left of one kind there may be work which we could not take: that is no news to the store.
-        freed = self._slots.freed() if self._slots.lack else None
-        if freed is not None:
-            freed.add_done_callback(lambda _: self._nudge())
-        self._waiter = asyncio.current_task()
-        try:
-            await self._broker.await_work(self._worker.queues, timeout)
-        except asyncio.CancelledError:
-            if not self._nudged or self._waiter is None or self._waiter.uncancel():
-                raise
-        except BrokerError as error:
-            self._waiter = None  # what is nudged from here on is no longer the wait, but the loop itself
-            self._note_outage(error)
-            await self._pause(1)
-        finally:
-            self._waiter, self._nudged = None, False
-            if freed is not None:
-                freed.cancel()
-        for line in self.lines:
-            line.hot = True
-
-    def _nudge(self) -> None:
-        """Wait for work no longer: there may be some. The one place where a loop is cancelled: it asks for a hint."""
-        if self._waiter is not None and not self._nudged:
-            self._nudged = True
-            self._waiter.cancel()
 
     # Settles
 
@@ -379,7 +339,7 @@ class Life:
         self._log(batch)
         if settlements:
             line.settle_seq += 1
-            reply = await self._ask(Settle(line.name, self.incarnation, line.settle_seq, settlements, metrics))
+            reply = await self.ask(Settle(line.name, self.incarnation, line.settle_seq, settlements, metrics))
             if reply is None:
                 return
             if reply.refused:
@@ -392,7 +352,7 @@ class Life:
         line.held.difference_update(batch)
         again = [each.delay for each in settlements if isinstance(each, Retried | Released)]
         if again and min(again) <= 1000:
-            self._loop.call_later(min(again) / 1000, self._nudge)
+            self._loop.call_later(min(again) / 1000, self._claims.nudge)
 
     def _log(self, batch: Sequence[Run]) -> None:
         for run in batch:
@@ -404,7 +364,7 @@ class Life:
 
     # The store
 
-    async def _ask(self, verb: Verb[R]) -> R | None:
+    async def ask(self, verb: Verb[R]) -> R | None:
         """Send a verb until it is answered; None when the answer is of no use any more."""
         failures = 0
         # What a lost claim may have taken is handed back when the incarnation retires.
@@ -413,12 +373,12 @@ class Life:
                 reply = await self._broker.acall(verb)
             except LeaseLost:
                 # It may have run out without anybody having noticed: then a beat renews it. Else its reply says so.
-                self._heart.kick()
-                await self._pause(0)
+                self._keeper.kick()
+                await self.pause(0)
             except BrokerError as error:
                 failures += 1
-                self._note_outage(error)
-                await self._pause(failures)
+                self.note_outage(error)
+                await self.pause(failures)
             else:
                 if self._outage:
                     self._outage = False
@@ -426,34 +386,14 @@ class Life:
                 return reply
         return None
 
-    def _note_outage(self, error: BaseException) -> None:
+    def note_outage(self, error: BaseException) -> None:
         if not self._outage:
             self._outage = True
             logger.warning("the store does not serve worker %s: %s", self._worker.name, error)
 
-    async def _pause(self, failures: int) -> None:
+    async def pause(self, failures: int) -> None:
         longest = min(2.0, 0.05 * 2 ** min(failures, 10))
         await asyncio.sleep(random.uniform(0.02, longest))  # noqa: S311 - jitter
-
-
-def _shares(lines: Sequence[Line], slots: Slots) -> list[tuple[Line, int, int]]:
-    """Share the free slots: one for a look at a queue that had nothing, the rest evenly among those that have work.
-
-    One claim takes no more than half of all slots: so there is one under way while the jobs of the one before run.
-    """
-    cold = [line for line in lines if not line.hot]
-    hot = [line for line in lines if line.hot]
-    shares: list[tuple[Line, int, int]] = []
-    main, pool = slots.main, slots.pool
-    for index, line in enumerate([*cold, *hot]):
-        left = 1 if index < len(cold) else len(lines) - index
-        wanted = (1, 1) if index < len(cold) else (-(-main // left), -(-pool // left))
-        most = max(1, min(slots.half, MAX_CLAIM, CLAIM_BYTES // line.record_size))
-        part = min(wanted[0], main, most), min(wanted[1], pool, most)
-        if part != (0, 0):
-            main, pool = main - part[0], pool - part[1]
-            shares.append((line, *part))
-    return shares
 
 
 def _log_failure(run: Run, failure: Failure) -> None:

@@ -12,6 +12,9 @@ from spool.job import PROCESS
 LINGER: Final = 0.002
 """Seconds that free slots wait for others, so that one claim fills many."""
 
+COMPANY: Final = 0.001
+"""Seconds that a settle waits for company after the one before it, while jobs run that may end in that time."""
+
 MAX_UNSETTLED: Final = 2_000
 """With so many ended jobs that the store has not been told of, a queue gives us no more."""
 
@@ -91,12 +94,10 @@ class Line:
         "next_at",
         "probed",
         "record_size",
-        "report",
         "reported",
         "running",
         "settle_seq",
         "settled",
-        "tell_tasks",
     )
 
     def __init__(self, name: str, slots: Slots) -> None:
@@ -115,11 +116,9 @@ class Line:
         # Settles
         self.settle_seq = 0
         self.settled = 0.0
-        # Beats; the beat thread reads and writes some of these, each in one step
+        # Beats; who keeps the lease writes `heard`
         self.heard = monotonic()
-        self.tell_tasks = True
         self.mismatches = 0
-        self.report: tuple[int, tuple[str, ...]] | None = None
         self.reported: list[Run] = []
         self._slots = slots
         self._loop = asyncio.get_running_loop()

@@ -22,7 +22,9 @@ import msgspec
 import redis.connection
 
 from spool.broker import Beat, Enqueue, Get, Verb
+from spool.broker.redis.durable import Disk, DurableLine
 from spool.broker.redis.line import Address, BlockingLine, Line
+from spool.broker.redis.orders import Subscription
 from spool.broker.redis.scripts import Call, form, queue_key
 from spool.broker.redis.waits import Mailbox, Post
 from spool.broker.redis.wire import ServerError, hidden, mapped, translate
@@ -88,11 +90,14 @@ class RedisBroker:
         # A child of a fork must neither use nor close its parent's connections: it just forgets them.
         os.register_at_fork(after_in_child=_Forget(self))
         self._address = _address(self._target, self.url)
+        self._disk = Disk(self._address, self.url)
 
     def _reset(self) -> None:
         self._idle: list[BlockingLine] = []
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._mailboxes: list[Mailbox] = []
+        self._subscriptions: dict[tuple[str, ...], Subscription] = {}
+        self._listening: set[Subscription] = set()
         self._announced: set[str] = set()
         self._checked = False
 
@@ -106,8 +111,9 @@ class RedisBroker:
             address = self._address
             # One that blocks for work hears nothing meanwhile, and that is no fault.
             patient = msgspec.structs.replace(address, timeout=address.timeout + MAX_BLOCK)
-            line = Line(address)
-            mine = self._loops[running] = _Loop(line, Line(patient), Post(line, address, self.prefix, self.url))
+            line, durable = Line(address), DurableLine(address, self.url)
+            post = Post(line, address, self.prefix, self.url)
+            mine = self._loops[running] = _Loop(line, durable, Line(patient), post)
         return mine
 
     def _sweep(self) -> None:
@@ -115,7 +121,7 @@ class RedisBroker:
         for loop in [loop for loop in list(self._loops) if loop.is_closed()]:
             mine = self._loops.pop(loop, None)
             if mine is not None:
-                for line in (mine.line, mine.idle, mine.post.ears):
+                for line in (mine.line, mine.durable.line, mine.idle, mine.post.ears):
                     line.abandon()
 
     def _take(self) -> BlockingLine:
@@ -144,6 +150,8 @@ class RedisBroker:
         return reply
 
     def _ask(self, call: Call) -> Any:
+        if call.durable:
+            return self._use(lambda line: self._disk.store(line, call))
         return self._use(lambda line: line.run(call))
 
     def _command(self, *command: str | bytes | float) -> Any:
@@ -170,7 +178,8 @@ class RedisBroker:
 
     async def acall(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.acall`."""
-        line = self._here().line
+        here = self._here()
+        line = here.line
         try:
             if not self._checked:
                 await asyncio.to_thread(self._check)
@@ -178,7 +187,7 @@ class RedisBroker:
                 await line.send("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
                 self._announced.add(verb.queue)
             call = self._form(verb)
-            reply = await line.run(call)
+            reply = await (here.durable if call.durable else line).run(call)
         except SpoolError:
             raise
         except (ServerError, OSError) as error:
@@ -275,9 +284,45 @@ class RedisBroker:
             await idle.reset()
             raise
 
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        """Wait for word of a cancellation; see `Broker.await_orders`."""
+        try:
+            with mapped(self.url):
+                self._listen(tuple(queues), timeout)
+        except BrokerUnavailable as error:
+            if self._closed:
+                raise BrokerUnavailable(f"the broker {self.url} was closed") from error
+            raise
+
+    def _listen(self, queues: tuple[str, ...], timeout: float) -> None:
+        if not self._checked:
+            self._check()
+        subscription = self._subscription(queues)
+        self._listening.add(subscription)
+        if self._closed:  # before it could be found there
+            subscription.interrupt()
+        try:
+            subscription.wait(timeout)
+        except BaseException:
+            subscription.close()
+            raise
+        finally:
+            self._listening.discard(subscription)
+        self._subscriptions[queues] = subscription
+        if self._closed:
+            self._subscriptions.clear()
+
+    def _subscription(self, queues: tuple[str, ...]) -> Subscription:
+        if self._closed:
+            raise BrokerUnavailable(f"the broker {self.url} was closed")
+        return self._subscriptions.pop(queues, None) or Subscription(self._address, self.prefix, queues)
+
     def close(self) -> None:
         """Close what belongs to threads; loops close their own (`aclose`)."""
         self._closed = True
+        for subscription in [*self._listening, *self._subscriptions.values()]:
+            subscription.interrupt()
+        self._subscriptions.clear()
         for connections in (self._mailboxes, self._idle):
             while connections:
                 with contextlib.suppress(IndexError):
@@ -289,15 +334,17 @@ class RedisBroker:
         mine = self._loops.pop(asyncio.get_running_loop(), None)
         if mine is not None:
             await mine.post.close()
+            await mine.durable.close()
             await mine.idle.close()
             await mine.line.close()
         self.close()
 
 
 class _Loop(NamedTuple):
-    """What belongs to one event loop: connections for calls and to block for work on, and who waits for results."""
+    """What belongs to one event loop: its connections, one of them to block for work on, and who waits for results."""
 
     line: Line
+    durable: DurableLine
     idle: Line
     post: Post
 

@@ -39,7 +39,7 @@ class Address(msgspec.Struct, frozen=True):
     connect_timeout: float = 3.0
     timeout: float = 5.0
 
-    def greeting(self, channel: str) -> list[tuple[str, ...]]:
+    def greeting(self, *channels: str) -> list[tuple[str, ...]]:
         """Return the commands that begin a connection."""
         commands: list[tuple[str, ...]] = []
         if self.password:
@@ -47,8 +47,8 @@ class Address(msgspec.Struct, frozen=True):
             commands.append(("AUTH", *user, self.password))
         if self.database:
             commands.append(("SELECT", str(self.database)))
-        if channel:
-            commands.append(("SUBSCRIBE", channel))
+        if channels:
+            commands.append(("SUBSCRIBE", *channels))
         return commands
 
 
@@ -90,6 +90,8 @@ class Line:
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[_Wire] | None = None
         self._closed = False
+        self.connections = 0
+        """How many it has made so far."""
 
     async def run(self, call: Call) -> Any:
         """Send a script by name, and in full if the server does not know it."""
@@ -132,6 +134,7 @@ class Line:
         self._connecting = None
         if not task.cancelled() and task.exception() is None:
             self._wire = task.result()
+            self.connections += 1
 
     async def _connect(self) -> _Wire:
         address, loop = self._address, asyncio.get_running_loop()
@@ -152,7 +155,7 @@ class Line:
         return wire
 
     async def _enter(self, wire: _Wire) -> None:
-        for command in self._address.greeting(self._channel):
+        for command in self._address.greeting(*([self._channel] if self._channel else ())):
             reply = await wire.send(command)
             if isinstance(reply, ServerError):
                 raise reply
@@ -278,16 +281,17 @@ class _Wire(asyncio.Protocol):
 class BlockingLine:
     """A connection for one thread at a time; connects when it is made. Errors as those of `Line`."""
 
-    def __init__(self, address: Address, channel: str = "") -> None:
+    def __init__(self, address: Address, *channels: str) -> None:
         self._timeout = address.timeout
         self._reader = _parser()
-        self._messages: deque[bytes] = deque()
         self._sock = _open(address)
         self._used = monotonic()
         try:
             self._sock.settimeout(self._timeout)
-            for command in address.greeting(channel):
+            for command in address.greeting(*channels):
                 self.send(*command)
+            for _ in channels[1:]:  # a subscription is answered once for each
+                self._read()
         except BaseException:
             self.close()
             raise
@@ -318,14 +322,33 @@ class BlockingLine:
             raise reply
         return reply
 
+    def tell(self, *command: str) -> None:
+        """Send one command on a subscription; its reply comes among the messages."""
+        self._sock.sendall(_pack(command))
+
     def hear(self, timeout: float) -> bytes | None:
         """Return the next message of the channel; None after ``timeout`` seconds."""
-        if not self._messages:
-            self._sock.settimeout(max(timeout, 0.001))
-            with contextlib.suppress(TimeoutError):
-                self._messages.append(self._read()[2])
-            self._sock.settimeout(self._timeout)
-        return self._messages.popleft() if self._messages else None
+        reply = self.receive(timeout)
+        return None if reply is None else reply[2]
+
+    def receive(self, timeout: float) -> Any:
+        """Return the next thing that the server says, messages and errors alike; None after ``timeout`` seconds."""
+        reply = None
+        self._sock.settimeout(max(timeout, 0.001))
+        with contextlib.suppress(TimeoutError):
+            reply = self._read()
+        self._sock.settimeout(self._timeout)
+        return reply
+
+    def received(self) -> Any:
+        """As `receive`, of what came together with the last one; None when there is no more."""
+        reply = self._reader.gets()
+        return None if reply is False else reply
+
+    def interrupt(self) -> None:
+        """Let what another thread does with this fail."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)  # not TLS's own, which wants the reader gone
 
     def _read(self) -> Any:
         while (reply := self._reader.gets()) is False:

@@ -81,6 +81,8 @@ class Call(NamedTuple):
     key: str
     args: list[Any]
     parse: Callable[[Any], Any]
+    durable: bool = False
+    """Whether the reply counts only once what was written is on the disk."""
 
 
 def _text(item: bytes) -> str:
@@ -89,6 +91,10 @@ def _text(item: bytes) -> str:
 
 def _texts(items: Iterable[bytes]) -> list[str]:
     return list(map(_text, items))
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
+    return dict(zip(_texts(flat[::2]), _texts(flat[1::2]), strict=True))
 
 
 def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
@@ -130,20 +136,21 @@ def _heartbeat_args(verb: Beat) -> list[Any]:
 
 def _beat(verb: Beat) -> tuple[str, list[Any], Callable[[Any], Any]]:
     def parse(reply: Any) -> Beaten:
-        return Beaten(
-            reply[0],
-            [
-                Orders(bool(lost), _texts(cancel), held, _texts(unknown), bool(tasks))
-                for lost, cancel, held, unknown, tasks in reply[1:]
-            ],
-        )
+        return Beaten(reply[0], [_orders(each) for each in reply[2:]], reply[1])
 
     return "beat", _heartbeat_args(verb), parse
 
 
+def _orders(reply: Any) -> Orders:
+    if isinstance(reply, int):
+        return Orders(held=reply)
+    lost, cancel, held, unknown, tasks = reply
+    return Orders(bool(lost), _pairs(cancel), held, _texts(unknown), bool(tasks))
+
+
 def _claimed(reply: Any) -> Claimed:
     now, next_at, ids, records, flat = reply
-    tallies = dict(zip(_texts(flat[::2]), _texts(flat[1::2]), strict=True)) if flat else {}
+    tallies = _pairs(flat) if flat else {}
     jobs = list(zip(map(bytes.decode, ids), records, strict=True))
     return Claimed(now, jobs, tallies, None if next_at == b"" else next_at)
 
@@ -205,7 +212,8 @@ def _retire(verb: Retire) -> tuple[str, list[Any], Callable[[Any], Any]]:
     def parse(reply: Any) -> Retired:
         return Retired(*reply)
 
-    return "retire", [verb.incarnation, verb.reason, verb.detail], parse
+    blamed = ("",) if verb.blamed is None else ("1", *verb.blamed)
+    return "retire", [verb.incarnation, verb.reason, verb.detail, *blamed], parse
 
 
 def _snapshot(queue: str, fields: Sequence[Any]) -> Snapshot:
@@ -337,7 +345,8 @@ def form(verb: Verb[Any], prefix: str, now: int | None) -> Call:
             return Call(script("documents"), shared, args, _stored)
         case _:
             name, args, parse = _FORMS[type(verb)](verb)
-            return Call(script(name), queue_key(prefix, _queue_of(verb)), clock + args, parse)
+            durable = type(verb) is Enqueue and verb.durable
+            return Call(script(name), queue_key(prefix, _queue_of(verb)), clock + args, parse, durable)
 
 
 def _queue_of(verb: Any) -> str:

@@ -2,8 +2,8 @@
 
 A thread of its own owns the connection. It takes whatever verbs have been handed to it meanwhile, carries them out in
 one transaction, commits, and answers: the more callers, the fewer commits. While somebody waits for a job's end or for
-work, it looks every 1 to 20 ms whether another process has changed the file; what happens through the same broker
-object is noticed at once.
+work, it looks every 1 to 20 ms whether another process has changed the file, and every 50 ms while somebody waits for
+orders alone; what happens through the same broker object is noticed at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 from spool.broker import Verb
 from spool.broker.sqlite.file import parse
 from spool.broker.sqlite.thread import Clock, Stop, StoreThread, read_clock
-from spool.broker.sqlite.waiting import AwaitWork, Ended, Ticket
+from spool.broker.sqlite.waiting import AwaitOrders, AwaitWork, Ended, Ticket
 from spool.errors import BrokerUnavailable, ConfigError
 from spool.job import Snapshot
 
@@ -67,6 +67,9 @@ class SqliteBroker:
 
     async def await_work(self, queues: Sequence[str], timeout: float) -> None:
         await self._aask(AwaitWork(tuple(queues), timeout))
+
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        self._ask(AwaitOrders(tuple(queues), timeout))
 
     def close(self) -> None:
         if thread := self._detach():

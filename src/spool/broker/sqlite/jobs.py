@@ -103,6 +103,8 @@ def enqueue(tx: Transaction, verb: Enqueue) -> Enqueued:
         jobs, existing, conflicts = _sift(tx, queue, verb)
     if jobs:
         existing += _insert(tx, queue, jobs)
+    if verb.durable:  # a commit that changes nothing writes nothing, and jobs that are there may not be on the disk
+        queue.state.sequence += 1
     tx.stirred.add(queue.name)
     return Enqueued(tx.now, existing, conflicts)
 
@@ -322,7 +324,10 @@ def _cancel(tx: Transaction, queue: Queue, found: list[tuple[Row, bytes]], wish:
         else:
             queue.number(row, -1)
             endings.append((row.id, CANCELLED, wish.ttl, _cancelled(tx, row, body, wish)))
-    tx.move(queue, noted)
+    if noted:
+        tx.move(queue, noted)
+        queue.state.wishes += len(noted)
+        tx.wished.add(queue.name)
     finish(tx, queue, endings)
     return changed
 

@@ -1,4 +1,4 @@
-"""The verbs of workers on SQLite: leases, claims, settlements, and what becomes of a dead worker's jobs."""
+"""The verbs of workers on SQLite: leases, claims, settlements."""
 
 from __future__ import annotations
 
@@ -20,20 +20,17 @@ from spool.broker import (
     Heartbeat,
     Orders,
     Released,
-    Retire,
-    Retired,
     Retried,
     Settle,
     Settled,
     Settlement,
 )
-from spool.broker.sqlite.jobs import RECENT, finish, record_of, tally_of, tally_text
+from spool.broker.sqlite.jobs import RECENT, finish, tally_of, tally_text
+from spool.broker.sqlite.retire import STEP, hand_back, retire_some
 from spool.broker.sqlite.store import CANCELLED, DONE, Queue, Row, Transaction, to_json
 from spool.errors import LeaseLost
 from spool.job import LANES, MAIN, Attempt
 
-STEP: Final = 500
-"""Jobs that one call hands back, promotes or takes out of parking."""
 UNROUTABLE: Final = 100
 """Jobs that one claim lets die because nobody knows their task."""
 MOST: Final = 1000
@@ -43,8 +40,6 @@ CUT: Final = 20
 """Milliseconds for the others to take their share."""
 TRIAL: Final = 2
 """The line of suspects, beside those of the lanes."""
-MAX_CRASHES: Final = 3
-"""For a record that cannot be read."""
 MAX_DEAD: Final = 100_000
 DAY: Final = 86_400_000
 DEAD_FOR: Final = 30 * DAY
@@ -120,7 +115,7 @@ def beat(tx: Transaction, verb: Beat) -> Beaten:
     tx.run("purge_endings", tx.now, STEP)
     tx.run("purge_tombstones", queue.id, tx.now - TOMBSTONE_FOR)
     _prune_dead(tx, queue)
-    return Beaten(tx.now, orders)
+    return Beaten(tx.now, orders, queue.state.suspect)
 
 
 def _beat(tx: Transaction, queue: Queue, beat: Heartbeat) -> Orders:
@@ -128,7 +123,7 @@ def _beat(tx: Transaction, queue: Queue, beat: Heartbeat) -> Orders:
     key, known = tx.one("beat", queue.id, beat.incarnation, beat.lease, tx.boot + beat.lease, tasks)
     unknown = _reconcile(tx, queue, key, beat)
     held: int = tx.value("holding", queue.id, key)
-    cancel: list[str] = tx.read("wishes", queue.id, key) if held else []
+    cancel: dict[str, str] = tx.read("wishes", queue.id, key) if held else {}
     return Orders(cancel=cancel, held=held, unknown=unknown, tasks=not known)
 
 
@@ -138,7 +133,7 @@ def _reconcile(tx: Transaction, queue: Queue, key: int, beat: Heartbeat) -> list
         return []
     mine, known = tx.jobs("held_by", queue.id, key, -1), set(beat.held_ids)
     forgotten = [row for row in mine if (row.fence or 0) <= beat.claim_seq and row.id not in known]
-    _hand_back(tx, queue, [(row, None) for row in forgotten], worker=beat.incarnation, outcome="released")
+    hand_back(tx, queue, [(row, None) for row in forgotten], worker=beat.incarnation, outcome="released")
     return sorted(known - {row.id for row in mine})
 
 
@@ -237,7 +232,7 @@ def _keep_house(tx: Transaction, queue: Queue, me: _Incarnation) -> _Leases:
     if expired or leases.retiring:
         budget = STEP
         for name in tx.read("retiring", queue.id, 4):
-            budget -= _retire(tx, queue, name, budget)[0]
+            budget -= retire_some(tx, queue, name, budget)[0]
         leases = _leases(tx, queue, me)
     if queue.state.scheduled:
         due = tx.jobs("due", queue.id, tx.now, STEP)
@@ -430,56 +425,3 @@ def _hold_over(tx: Transaction, queue: Queue, settlements: list[Retried | Releas
     tx.ended.append((queue.name, [each.id for each in settlements if isinstance(each, Died)]))
     tx.stirred.add(queue.name)
     _prune_dead(tx, queue)
-
-
-def retire(tx: Transaction, verb: Retire) -> Retired:
-    queue = tx.queue(verb.queue)
-    tx.run("retire", queue.id, verb.incarnation, tx.now, verb.reason, verb.detail)
-    return Retired(tx.now, *_retire(tx, queue, verb.incarnation, STEP))
-
-
-def _retire(tx: Transaction, queue: Queue, name: str, most: int) -> tuple[int, int]:
-    """Hand back what a retired incarnation holds; return how many jobs were, and how many are still to be."""
-    key, reason, detail = tx.one("retired", queue.id, name)
-    held: Sequence[tuple[Row, bytes | None]]
-    if reason == "crashed":  # only then it matters how many crashes the job may have
-        held = tx.records("held_by", queue.id, key, most)
-    else:
-        held = [(row, None) for row in tx.jobs("held_by", queue.id, key, most)]
-    _hand_back(tx, queue, held, worker=name, outcome=reason, detail=detail)
-    remaining = tx.value("holding", queue.id, key) if len(held) == most else 0
-    if not remaining:
-        tx.run("set_handed_back", key)
-    return len(held), remaining
-
-
-def _hand_back(
-    tx: Transaction,
-    queue: Queue,
-    held: Sequence[tuple[Row, bytes | None]],
-    *,
-    worker: str,
-    outcome: str,
-    detail: str = "",
-) -> None:
-    dead: list[str] = []
-    for row, body in held:
-        numbers, lines = tally_of(row)
-        numbers[1] += 1
-        numbers[3] += outcome == "crashed"
-        numbers[4] += outcome == "lost"
-        line = Attempt(numbers[1], outcome, row.at or 0, tx.now, worker)
-        record = record_of(body)
-        if outcome == "crashed" and numbers[3] >= (record.max_crashes if record else MAX_CRASHES):
-            line = msgspec.structs.replace(line, error_type="WorkerCrashed", message=detail)
-            dead.append(row.id)
-            queue.bury(row, tx.now)
-        else:
-            row.suspect |= outcome == "crashed" and numbers[3] >= 2
-            queue.to_place(row)
-        row.tally = tally_text(numbers, f"{lines}\n{to_json(line)}" if lines else to_json(line))
-    if held:
-        tx.move(queue, [row for row, _ in held])
-        queue.count(outcome, len(held))
-        tx.ended.append((queue.name, dead))
-        tx.stirred.add(queue.name)

@@ -91,7 +91,8 @@ CREATE TABLE document (
 ) WITHOUT ROWID;
 CREATE INDEX document_expiry ON document (expires) WHERE expires IS NOT NULL;
 
--- The statements follow. Those that select `job.*` are wrapped so that they answer with one row (see Transaction.jobs).
+-- The statements follow. Bodies are cast where they are read: a column keeps whatever type it was given, and what is no
+-- BLOB is damage like any other, to be found by who decodes it. Those that select `job.*` are wrapped so that they answer with one row (see Transaction.jobs).
 
 -- name: clock
 SELECT now, boot, boot_id FROM clock;
@@ -144,13 +145,13 @@ WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND record NOT BETWEE
 SELECT * FROM job WHERE queue = ? AND id IN (SELECT value FROM json_each(?));
 
 -- name: endings_by_id
-SELECT id, body FROM ending WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND expires > ?;
+SELECT id, CAST(body AS BLOB) FROM ending WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND expires > ?;
 
 -- name: forget
 DELETE FROM ending WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND expires > ?;
 
 -- name: ending
-SELECT state, body FROM ending WHERE queue = ? AND id = ? AND expires > ?;
+SELECT state, CAST(body AS BLOB) FROM ending WHERE queue = ? AND id = ? AND expires > ?;
 
 -- Of the pairs [queue id, job id], the positions of those that are not waiting or running.
 -- name: over
@@ -205,8 +206,8 @@ ON job.queue = incarnation.queue AND job.holder = incarnation.key AND job.state 
 WHERE incarnation.queue = ? AND retired IS NULL AND deadline > ?;
 
 -- name: wishes
-SELECT json_group_array(id) FROM (
-  SELECT id FROM job INDEXED BY wish WHERE queue = ? AND holder = ? AND state = 4 AND wish IS NOT NULL ORDER BY lane, place LIMIT -1
+SELECT json_group_object(id, wish) FROM (
+  SELECT id, wish FROM job INDEXED BY wish WHERE queue = ? AND holder = ? AND state = 4 AND wish IS NOT NULL ORDER BY lane, place LIMIT -1
 );
 
 -- name: oldest_dead
@@ -282,7 +283,7 @@ INSERT INTO metrics VALUES (?, ?, ?);
 DELETE FROM metrics WHERE queue = ? AND number <= ?;
 
 -- name: watch
-SELECT number, body FROM metrics WHERE queue = ? AND number > ? ORDER BY number LIMIT ?;
+SELECT number, CAST(body AS BLOB) FROM metrics WHERE queue = ? AND number > ? ORDER BY number LIMIT ?;
 
 -- name: find_scheduled
 SELECT * FROM job WHERE queue = ? AND state = 1 AND (at, id) > (?, ?) ORDER BY at, id LIMIT ?;
@@ -300,7 +301,7 @@ WHERE incarnation.queue = ? AND (incarnation.name, job.id) > (?, ?) ORDER BY inc
 
 -- A page of endings, latest first, looks at no more than 1,000 of them.
 -- name: find_ended
-SELECT key, id, body FROM (SELECT * FROM ending WHERE key > ? AND key < ? ORDER BY key DESC LIMIT 1000)
+SELECT key, id, CAST(body AS BLOB) FROM (SELECT * FROM ending WHERE key > ? AND key < ? ORDER BY key DESC LIMIT 1000)
 WHERE state = ? AND expires > ? LIMIT ?;
 
 -- How many such a page looks at, and the last of them.
@@ -311,7 +312,7 @@ SELECT count(*), min(key) FROM (SELECT key FROM ending WHERE key > ? AND key < ?
 SELECT name, 0, x'' FROM queue WHERE name > ? ORDER BY name LIMIT ?;
 
 -- name: documents
-SELECT key, version, body FROM document WHERE kind = ? AND key > ? AND (expires IS NULL OR expires > ?) ORDER BY key LIMIT ?;
+SELECT key, version, CAST(body AS BLOB) FROM document WHERE kind = ? AND key > ? AND (expires IS NULL OR expires > ?) ORDER BY key LIMIT ?;
 
 -- name: document
 SELECT version FROM document WHERE kind = ? AND key = ? AND (expires IS NULL OR expires > ?);

@@ -33,7 +33,9 @@ FAR: Final = 2**53
 """Later than any time that matters, and still an integer to everybody."""
 
 _MOST_ROWS: Final = 256
-_COLUMNS: Final = "id, state, lane, priority, place, suspect, at, holder, fence, task, wish, coalesce(tally, '')"
+_COLUMNS: Final = (
+    "id, state, lane, priority, place, suspect, at, holder, fence, task, wish, coalesce(CAST(tally AS TEXT), '')"
+)
 
 
 class Row(msgspec.Struct, array_like=True):
@@ -93,7 +95,8 @@ _FULL = {
     for name, sql in _STATEMENTS.items()
 }
 _ONE_BY_ONE = {
-    name: f"SELECT json_array({_COLUMNS}), body FROM ({sql}) AS job LEFT JOIN record ON record.key = job.record"  # noqa: S608
+    name: f"SELECT json_array({_COLUMNS}), CAST(body AS BLOB) "  # noqa: S608
+    f"FROM ({sql}) AS job LEFT JOIN record ON record.key = job.record"
     for name, sql in _STATEMENTS.items()
 }
 _many: dict[tuple[str, int], str] = {}
@@ -128,6 +131,8 @@ class QueueState(msgspec.Struct):
     """Which of the machine's boots ``seen`` and ``amnesty`` belong to."""
     seen: int | None = None
     amnesty: int = 0
+    wishes: int = 0
+    """How often a running job was to be cancelled."""
 
 
 _read_state = msgspec.json.Decoder(QueueState).decode
@@ -232,6 +237,8 @@ class Transaction:
     """Queues which may have work now that they had not before."""
     left: set[str] = field(default_factory=set[str])
     """Queues where a claim left work for others."""
+    wished: set[str] = field(default_factory=set[str])
+    """Queues where running jobs are to be cancelled; perhaps in vain, since an undo does not take it back."""
     _queues: dict[str, Queue] = field(default_factory=dict[str, Queue])
 
     def __post_init__(self) -> None:
@@ -280,7 +287,7 @@ class Transaction:
         try:
             text, digits = self.db.execute(_FULL[name], values).fetchone()
         except sqlite3.DataError:  # together they are more than SQLite puts into one value
-            return [(_read_row(text), body) for text, body in self.db.execute(_ONE_BY_ONE[name], values)]
+            return self._records_one_by_one(name, values)
         rows, bodies, at = _read_rows(text), bytes.fromhex(digits or ""), 0
         found: list[tuple[Row, bytes | None]] = []
         for row in rows:
@@ -289,7 +296,12 @@ class Transaction:
             else:
                 found.append((row, bodies[at : at + row.size]))
                 at += row.size
+        if at != len(bodies):  # one is text, whose length is not its size: the others must not be cut wrong for it
+            return self._records_one_by_one(name, values)
         return found
+
+    def _records_one_by_one(self, name: str, values: tuple[object, ...]) -> list[tuple[Row, bytes | None]]:
+        return [(_read_row(text), body) for text, body in self.db.execute(_ONE_BY_ONE[name], values)]
 
     def move(self, queue: Queue, rows: Iterable[Row]) -> None:
         """Write back what was changed in rows."""

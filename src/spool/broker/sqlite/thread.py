@@ -15,9 +15,10 @@ from typing import Any, Final, TypeVar
 from spool.broker import Act, Beat, Claim, Claimed, Enqueue, Find, Get, Load, Retire, Settle, Stats, Store, Watch
 from spool.broker.sqlite.file import Location, busy, connect, explain, full
 from spool.broker.sqlite.jobs import act, enqueue, find, get, load, stats, store, watch
-from spool.broker.sqlite.leases import beat, claim, idle, retire, settle
+from spool.broker.sqlite.leases import beat, claim, idle, settle
+from spool.broker.sqlite.retire import retire
 from spool.broker.sqlite.store import Idle, Transaction
-from spool.broker.sqlite.waiting import AwaitWork, Ended, Ticket, Waiting, deliver
+from spool.broker.sqlite.waiting import AwaitOrders, AwaitWork, Ended, Ticket, Waiting, deliver
 from spool.errors import BrokerUnavailable, SpoolError
 
 T = TypeVar("T")
@@ -217,7 +218,10 @@ class StoreThread:
 
     def _transact(self, tickets: list[Ticket]) -> list[tuple[Ticket, object]]:
         durable = not DURABLE.isdisjoint(type(ticket.request) for ticket in tickets)
-        self._synchronise(self._location.synchronous if durable else "NORMAL")
+        level = self._location.synchronous if durable else "NORMAL"
+        if level == "NORMAL" and any(type(each.request) is Enqueue and each.request.durable for each in tickets):
+            level = "FULL"
+        self._synchronise(level)
         tx = self._begin("BEGIN IMMEDIATE")
         answers: list[tuple[Ticket, object]] = []
         for ticket in tickets:
@@ -241,6 +245,7 @@ class StoreThread:
         self.commits += 1
         self._waiting.stirred(tx.stirred)
         self._waiting.left(tx.left)
+        self._waiting.wished(tx.wished)
         self._waiting.ended(tx.ended)
         return answers
 
@@ -354,7 +359,7 @@ def _sort(group: list[Ticket]) -> tuple[list[Ticket], list[Ticket], list[Ticket]
             writes.append(ticket)
         elif kind in READS:
             reads.append(ticket)
-        elif kind in (Ended, AwaitWork):
+        elif kind in (Ended, AwaitWork, AwaitOrders):
             waits.append(ticket)
         else:
             deliver([(ticket, TypeError(f"{ticket.request!r} is not a verb"))])

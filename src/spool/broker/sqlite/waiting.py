@@ -1,4 +1,7 @@
-"""Who waits on a SQLite file: for the end of jobs, or for work. Costs a look at a counter when nothing has changed."""
+"""Who waits on a SQLite file: for the end of jobs, for work, or for orders.
+
+Costs a look at a counter when nothing has changed.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from spool.job import LANES, Snapshot
 SHORTEST: Final = 0.001
 LONGEST: Final = 0.02
 """Seconds from one look for changes by other processes to the next: a tenth of the wait so far, within these."""
+ORDERS: Final = 0.05
+"""The same while all that is waited for are orders, which are good for some time."""
 
 
 class Ended(NamedTuple):
@@ -31,6 +36,13 @@ class Ended(NamedTuple):
 
 class AwaitWork(NamedTuple):
     """Wait for work in one of the queues."""
+
+    queues: tuple[str, ...]
+    timeout: float
+
+
+class AwaitOrders(NamedTuple):
+    """Wait for a running job of the queues that is to be cancelled."""
 
     queues: tuple[str, ...]
     timeout: float
@@ -112,6 +124,18 @@ class _Idler:
     """When the first scheduled job of its queues is due."""
 
 
+@dataclass
+class _Listener:
+    """Somebody who waits for orders."""
+
+    ticket: Ticket
+    queues: tuple[str, ...]
+    deadline: float
+    look_at: float = 0.0
+    """When to look whether there are any."""
+    looked: float = -math.inf
+
+
 class Waiting:
     """The waiters of one broker. All methods are the store thread's own."""
 
@@ -121,16 +145,24 @@ class Waiting:
         self._news: set[tuple[str, str]] = set()
         """Jobs that may have ended."""
         self._idlers: list[_Idler] = []
+        self._listeners: list[_Listener] = []
+        self._told: dict[tuple[str, ...], int] = {}
+        """Of how many cancellations in these queues who listens was told."""
         self._since = self._sweep_at = self._cost = 0.0
         self._outside = 0
         self._stirs: dict[str, int] = {}
         self._marks: dict[str, tuple[int, int]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._jobs or self._idlers)
+        return bool(self._jobs or self._idlers or self._listeners)
 
     def add(self, ticket: Ticket) -> None:
         request, now = ticket.request, time.monotonic()
+        if isinstance(request, AwaitOrders):
+            deadline = now + request.timeout
+            self._listeners.append(_Listener(ticket, request.queues, deadline))
+            self._sweep_at = min(self._sweep_at, deadline)
+            return
         self._since = now
         if isinstance(request, Ended):
             deadline = math.inf if request.timeout is None else now + request.timeout
@@ -168,6 +200,14 @@ class Waiting:
         self._news.update(self._jobs)
         for idler in self._idlers:
             idler.news = True
+        for listener in self._listeners:
+            listener.look_at = min(listener.look_at, listener.looked + ORDERS)
+
+    def wished(self, queues: set[str]) -> None:
+        """Note that running jobs of queues are to be cancelled."""
+        for listener in self._listeners:
+            if not queues.isdisjoint(listener.queues):
+                listener.look_at = 0.0
 
     def ended(self, jobs: Iterable[tuple[str, Iterable[str]]]) -> None:
         """Note that jobs, (queue, ids), may have ended through this broker."""
@@ -180,7 +220,9 @@ class Waiting:
             return None
         now = time.monotonic()
         pause = min(LONGEST, max(SHORTEST, (now - self._since) / 10, 10 * self._cost))
+        pause = pause if self._jobs or self._idlers else ORDERS / 0.75
         pause *= random.uniform(0.75, 1.0)  # noqa: S311 - jitter, so that processes do not look in step
+        pause = min([pause, *(listener.look_at - now for listener in self._listeners)])
         due = min((idler.due for idler in self._idlers if idler.due is not None), default=None)
         if due is not None:
             pause = min(pause, (due - self._wall()) / 1000)
@@ -190,13 +232,15 @@ class Waiting:
         """Return the answers that can be given; ``begin`` starts a transaction to read in. An error changes nothing."""
         now, answers = time.monotonic(), dict[Ticket, object]()
         fresh = [idler for idler in self._idlers if idler.news or not idler.looked]
-        if self._news or fresh:
+        listeners = [listener for listener in self._listeners if listener.look_at <= now]
+        if self._news or fresh or listeners:
             tx = begin()
             over = self._over(tx, [key for key in self._news if key in self._jobs])
             work = {idler.ticket: self._has_work(tx, idler) for idler in fresh}
             for key, snapshot in over.items():
                 answers.update((ticket, snapshot) for ticket, _ in self._jobs.pop(key))
             answers.update((ticket, None) for ticket, found in work.items() if found)
+            answers.update((each.ticket, None) for each in listeners if self._has_orders(tx, each, now))
             self._news.clear()
             self._cost = time.monotonic() - now
         wall = self._wall() if any(idler.due is not None for idler in self._idlers) else 0
@@ -204,8 +248,11 @@ class Waiting:
         if now >= self._sweep_at:
             answers.update(self._sweep(now))
         if answers:
-            self._since = now
+            # Who waits for orders comes back every second, and that is no reason to look more often.
+            if not answers.keys() <= {listener.ticket for listener in self._listeners}:
+                self._since = now
             self._idlers = [idler for idler in self._idlers if idler.ticket not in answers]
+            self._listeners = [each for each in self._listeners if each.ticket not in answers]
         return answers
 
     def _over(self, tx: Transaction, keys: list[tuple[str, str]]) -> dict[tuple[str, str], Snapshot | None]:
@@ -229,12 +276,21 @@ class Waiting:
         idler.news, idler.looked = False, True
         return found
 
+    def _has_orders(self, tx: Transaction, listener: _Listener, now: float) -> bool:
+        listener.look_at, listener.looked = math.inf, now
+        queues = [queue for name in listener.queues if (queue := tx.find_queue(name))]
+        wishes = sum(queue.state.wishes for queue in queues)
+        told = self._told.get(listener.queues, wishes)
+        self._told[listener.queues] = wishes
+        return wishes != told
+
     def _sweep(self, now: float) -> dict[Ticket, object]:
         """Answer those whose time is up, and drop those who went away; done at each deadline, and once a second."""
         answers: dict[Ticket, object] = {}
         deadlines = [now + 1]
         waiters = [(ticket, deadline) for each in self._jobs.values() for ticket, deadline in each]
         waiters += [(idler.ticket, idler.deadline) for idler in self._idlers]
+        waiters += [(listener.ticket, listener.deadline) for listener in self._listeners]
         for ticket, deadline in waiters:
             if deadline <= now or ticket.vain:
                 answers[ticket] = None
@@ -249,6 +305,7 @@ class Waiting:
         """Return an error for everybody who waits."""
         tickets = [ticket for each in self._jobs.values() for ticket, _ in each]
         tickets += [idler.ticket for idler in self._idlers]
-        self._jobs, self._idlers = {}, []
+        tickets += [listener.ticket for listener in self._listeners]
+        self._jobs, self._idlers, self._listeners = {}, [], []
         self._news.clear()
         return {ticket: error() for ticket in tickets}

@@ -18,7 +18,7 @@
 -- P..gone          zset    tombstones: incarnation by the time until which it is refused
 -- P..tasks:<hash>  set     task names                       TTL, renewed by beat
 -- P..cancel        hash    id -> reason                     wishes for running jobs; until the job ends
--- P..meta          hash    seq, seen, amnesty, paused, recent
+-- P..meta          hash    seq, seen, amnesty, paused, recent, synced (durable.py)
 -- P..totals        hash    monotone counters
 -- P..ends          zset    times (ms) by themselves         until a claim finds them passed
 -- P..ends:<time>   hash    id -> ending                     TTL; they go at that time
@@ -26,6 +26,8 @@
 -- P..metrics       stream  blob                             capped, TTL
 -- P..wake          list    tokens; hints                    capped at 8
 -- P..waiters       hash    id -> channels, space separated  TTL
+--
+-- Channels: P..orders ("" when a running job is to be cancelled), <prefix>:ended:<waiter> ("P\nid\nending").
 --
 -- Across queues, under <prefix>:{spool}: and read by no script of a queue:
 -- layout           string  version of this layout

@@ -56,14 +56,18 @@ end
 local function retire_some(inc, most)
   local run, done = P .. 'run:' .. inc, 0
   local reason, detail = string.match(redis.call('HGET', P .. 'retiring', inc) or '', '^(%a+):(.*)$')
-  if reason then
-    local flat = redis.call('HSCAN', run, 0, 'COUNT', most)[2]
+  local cursor = reason and '' or '0'
+  -- Earlier calls have emptied the first buckets of a large hash, and one HSCAN gives up before it is past them.
+  while cursor ~= '0' and done < most do
+    local page = redis.call('HSCAN', run, cursor == '' and '0' or cursor, 'COUNT', most)
+    local flat = page[2]
     for i = 1, #flat, 2 do
       if done == most then break end
       hand_back(flat[i], flat[i + 1], inc, reason, detail)
       redis.call('HDEL', run, flat[i])
       done = done + 1
     end
+    cursor = page[1]
   end
   local left = redis.call('HLEN', run)
   if left == 0 then redis.call('HDEL', P .. 'retiring', inc) end

@@ -1,7 +1,7 @@
 -- include: _keys, _records, _tally, _endings, _end, _find
 -- ARGV: now, action (cancel, replay, delete, pause, resume), reason, ttl, ids... Returns {now, changed...}.
 local action, reason, ttl = ARGV[2], ARGV[3], ARGV[4]
-local reply, cancelled, replayed = {now}, {}, {}
+local reply, cancelled, replayed, wished = {now}, {}, {}, false
 
 -- An encoded Ending of a job that never ends by a worker's hand.
 local function cancelled_ending(id, body)
@@ -34,7 +34,9 @@ function act.cancel(id, body)
     return true
   end
   if locate(id, body) ~= 'running' then return false end
-  return redis.call('HSETNX', P .. 'cancel', id, reason) == 1
+  if redis.call('HSETNX', P .. 'cancel', id, reason) == 0 then return false end
+  wished = true
+  return true
 end
 
 function act.replay(id, body)
@@ -67,6 +69,7 @@ else
   end
   count('cancelled', #cancelled)
   remember('C', cancelled)
+  if wished then redis.call('PUBLISH', P .. 'orders', '') end
   if #replayed > 0 then
     append(replayed)
     count('replayed', #replayed)

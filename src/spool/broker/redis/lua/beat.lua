@@ -1,10 +1,10 @@
 -- include: _keys, _records, _tally, _end, _lease
 -- ARGV: now, then for each heartbeat: incarnation, lease, task hash ("" none given), n task names, names...,
 -- held count ("" unknown), claim seq, n held ids ("" none given), ids...
--- Returns {now, per heartbeat {lost, {cancel}, held, {unknown}, tasks}}.
+-- Returns {now, suspects, per heartbeat {lost, {id to cancel, reason, ...}, held, {unknown}, tasks} or just held}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 
-local reply, at, ticked = {now}, 2, false
+local reply, at, ticked = {now, 0}, 2, false
 local wishes = redis.call('EXISTS', P .. 'cancel') == 1 and redis.call('HKEYS', P .. 'cancel') or {}
 
 local function reconcile(inc, seq, ids)
@@ -26,31 +26,49 @@ local function reconcile(inc, seq, ids)
   return unknown
 end
 
+local graves = redis.call('EXISTS', P .. 'gone') == 1
+local renewed, kept = {}, {}
+
+-- Whether the store knows the names of these tasks, and will for a while; asked once for all who have the same.
+local function knows(hash, lease)
+  if hash and kept[hash] == nil then
+    local ms = math.max(3600000, 10 * lease)
+    kept[hash] = hash == 'none' or redis.call('PEXPIRE', P .. 'tasks:' .. hash, ms) == 1
+  end
+  return hash and kept[hash]
+end
+
 local function beat(inc, lease, hash, names, seq, ids)
-  if redis.call('ZSCORE', P .. 'gone', inc) then return {1, {}, 0, {}, 0} end
+  if graves and redis.call('ZSCORE', P .. 'gone', inc) then return {1, {}, 0, {}, 0} end
   if not ticked then
     ticked = true
     tick(lease)
   end
   local row, unknown, cancel = P .. 'inc:' .. inc, {}, {}
-  redis.call('ZADD', P .. 'leases', now + lease, inc)
-  redis.call('HSET', row, 'lease', lease)
+  renewed[#renewed + 1] = now + lease
+  renewed[#renewed + 1] = inc
+  local state = redis.call('HMGET', row, 'lease', 'tasks')
+  if state[1] ~= tostring(lease) then redis.call('HSET', row, 'lease', lease) end
   if hash ~= '' then
     redis.call('HSET', row, 'tasks', hash)
     for first = 1, #names, 1000 do
       redis.call('SADD', P .. 'tasks:' .. hash, unpack(names, first, math.min(first + 999, #names)))
     end
   end
-  hash = redis.call('HGET', row, 'tasks')
-  local stated = hash and (redis.call('PEXPIRE', P .. 'tasks:' .. hash, math.max(3600000, 10 * lease)) == 1 or hash == 'none')
+  local stated = knows(hash ~= '' and hash or state[2], lease)
   if ids then unknown = reconcile(inc, seq, ids) end
   if #wishes > 0 then
     local entries = hmget(P .. 'run:' .. inc, wishes)
     for i, id in ipairs(wishes) do
-      if entries[i] then cancel[#cancel + 1] = id end
+      if entries[i] then
+        cancel[#cancel + 1] = id
+        cancel[#cancel + 1] = redis.call('HGET', P .. 'cancel', id)
+      end
     end
   end
-  return {0, cancel, redis.call('HLEN', P .. 'run:' .. inc), unknown, stated and 0 or 1}
+  local held = redis.call('HLEN', P .. 'run:' .. inc)
+  if stated and #cancel == 0 and #unknown == 0 then return held end -- which is all there is to say, as a rule
+  return {0, cancel, held, unknown, stated and 0 or 1}
 end
 
 local function take(n)
@@ -69,4 +87,8 @@ while at <= #ARGV do
   local ids = held and take(held)
   reply[#reply + 1] = beat(inc, lease, hash, names, seq, ids)
 end
+for first = 1, #renewed, 1000 do
+  redis.call('ZADD', P .. 'leases', unpack(renewed, first, math.min(first + 999, #renewed)))
+end
+reply[2] = redis.call('ZCARD', LANES[2]) -- a forgotten one may have come back just now
 return reply

@@ -1,0 +1,174 @@
+"""The way through a store to the jobs that are chosen.
+
+What is to be asked is written once, as generators that yield verbs and pauses and are sent the replies; `run` and
+`arun` carry them out, in the calling thread or in the running loop.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from spool.broker import Broker, Find, Get, Load, Loaded, Verb
+from spool.errors import JobNotFound
+from spool.job import Job, State, view
+from spool.selection.criteria import Criteria
+
+T = TypeVar("T")
+
+PAGE: Final = 250
+
+Steps = Generator[Verb[Any] | float | list[Job], Any, T]
+"""Verbs to carry out, seconds to wait, and, from a listing only, jobs to hand out."""
+Visit = Callable[[str, State, list[Job]], Steps[int]]
+
+
+def run(broker: Broker, steps: Steps[T]) -> T:
+    """Carry out what is asked, in the calling thread."""
+    reply = None
+    try:
+        while True:
+            step = steps.send(reply)
+            reply = broker.call(step) if isinstance(step, Verb) else None
+            if isinstance(step, float):
+                time.sleep(step)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def arun(broker: Broker, steps: Steps[T]) -> T:
+    """As `run`, in the running event loop."""
+    reply = None
+    try:
+        while True:
+            step = steps.send(reply)
+            reply = await broker.acall(step) if isinstance(step, Verb) else None
+            if isinstance(step, float):
+                await _asleep(step)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def _asleep(seconds: float) -> None:
+    import asyncio  # who has a loop has it; others are spared the import
+
+    await asyncio.sleep(seconds)
+
+
+def look_up(id: str, queues: Sequence[str] | None = None, first: Iterable[str] = ()) -> Steps[Job]:
+    """Find one job by ``queue/id``, or by its id in ``queues``: None is every queue, ``first`` before the others."""
+    queue, slash, id = id.rpartition("/")
+    if slash:
+        queues = (queue,)
+    for queue in dict.fromkeys(first) if queues is None else queues:
+        if snapshot := (yield Get(queue, id)):
+            return view(snapshot)
+    for queue in (yield from _known_queues((yield Load("queue")))) if queues is None else ():
+        if snapshot := (yield Get(queue, id)):
+            return view(snapshot)
+    where = "in any queue" if queues is None else f"in queue {', '.join(map(repr, queues))}"
+    raise JobNotFound(f"no job {id!r} is known {where} (any more)")
+
+
+def _known_queues(page: Loaded) -> Steps[list[str]]:
+    names = [document.key for document in page.documents]
+    while page.cursor:
+        page = yield Load("queue", page.cursor)
+        names += [document.key for document in page.documents]
+    return sorted(names)
+
+
+class Walk:
+    """The way through a selection: queue by queue, state by state, page by page; or straight to the jobs named."""
+
+    def __init__(self, chosen: Criteria, states: tuple[State, ...]) -> None:
+        self.states = states
+        self._chosen = chosen
+        self._start: int | None = None
+        self._since: int | None = None
+        self._until: int | None = None
+        self._named: dict[str, list[Job]] = {}
+
+    def all(self, visit: Visit) -> Steps[int]:
+        """Visit each page; return the sum of what the visits return."""
+        total = 0
+        for queue in (yield from self.queues()):
+            for state in self.states:
+                total += yield from self.jobs(queue, state, visit)
+        return total
+
+    def queues(self) -> Steps[list[str]]:
+        """Begin, by the store's clock, and return the queues to go through."""
+        loaded = yield Load("queue")
+        if self._start is None:  # a second round has the bounds of the first
+            self._start = loaded.now
+            self._since, self._until = (_moment(at, loaded.now) for at in (self._chosen.since, self._chosen.until))
+        queues = self._chosen.queues
+        if self._chosen.ids is None:
+            return (yield from _known_queues(loaded)) if queues is None else list(queues)
+        self._named = {}
+        for id in self._chosen.ids:
+            job = yield from look_up(id, queues)
+            if queues is None or job.queue in queues:
+                self._named.setdefault(job.queue, []).append(job)
+        return list(self._named)
+
+    def jobs(self, queue: str, state: State, visit: Visit) -> Steps[int]:
+        """Visit the jobs of one queue and state, page by page; return the sum of what the visits return."""
+        if self._chosen.ids is not None:
+            named = [job for job in self._named[queue] if job.state is state]
+            return (yield from self._visit(queue, state, named, visit))
+        total, cursor = 0, ""
+        while True:
+            found = yield Find(queue, state, cursor, PAGE)
+            jobs = [view(each) for each in found.jobs]
+            total += yield from self._visit(queue, state, jobs, visit)
+            cursor = found.cursor
+            if not cursor or (jobs and self._past(jobs[-1])):
+                return total
+
+    def dead_ids(self, queue: str) -> Steps[list[str]]:
+        """Return the ids of the jobs that were dead when this walk began, the latest first."""
+        ids: list[str] = []
+        start = self._start or 0
+
+        def collect(_queue: str, _state: State, jobs: list[Job]) -> Steps[int]:
+            yield from ()
+            ids.extend(job.id for job in jobs if _when(job) <= start)
+            return 0
+
+        self._named.get(queue, []).sort(key=lambda job: (_when(job), job.id), reverse=True)
+        for state in self.states:
+            yield from self.jobs(queue, state, collect)
+        return ids
+
+    def _visit(self, queue: str, state: State, jobs: list[Job], visit: Visit) -> Steps[int]:
+        total, fitting = 0, [job for job in jobs if self._matches(job)]
+        for first in range(0, len(fitting), PAGE):
+            total += yield from visit(queue, state, fitting[first : first + PAGE])
+        return total
+
+    def _matches(self, job: Job) -> bool:
+        task, error = self._chosen.task, self._chosen.error
+        if (task is not None and job.task != task) or (error is not None and error not in job.error):
+            return False
+        when = _when(job)
+        return (self._since is None or when >= self._since) and (self._until is None or when < self._until)
+
+    def _past(self, job: Job) -> bool:
+        """Whether those listed after this one are too old: dead jobs come with the latest first."""
+        return job.state is State.DEAD and self._since is not None and _when(job) < self._since
+
+
+def _moment(bound: dt.datetime | float | None, now: int) -> int | None:
+    if bound is None:
+        return None
+    return round(bound.timestamp() * 1000) if isinstance(bound, dt.datetime) else round(now - bound * 1000)
+
+
+def _when(job: Job) -> int:
+    return (job.finished or 0) if job.state.terminal else job.created

@@ -1,0 +1,128 @@
+"""An app of tasks that do their worker harm. Its broker is the environment's SPOOL_URL."""
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+from spool import Spool, current_job
+from spool.retry import Backoff
+
+app = Spool()
+
+SOON = Backoff(base=0.01, cap=0.05)
+
+
+def write(path: str, line: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{line} {current_job().id} {os.getpid()} {time.monotonic():.3f}\n")
+
+
+@app.task(backoff=SOON)
+async def nap(path: str, seconds: float) -> int:
+    write(path, "start")
+    await asyncio.sleep(seconds)
+    write(path, "end")
+    return os.getpid()
+
+
+@app.task(backoff=SOON)
+async def ruin(path: str, how: str) -> None:
+    """Take the worker process down."""
+    write(path, "ruin")
+    match how:
+        case "exit":
+            os._exit(3)
+        case "segfault":
+            ctypes.string_at(0)
+        case "memory":
+            # What a limit of the container does: the kernel kills who takes too much.
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+            hoard = []
+            try:
+                while True:
+                    hoard.append(bytearray(1 << 24))
+            except MemoryError:
+                os.kill(os.getpid(), signal.SIGKILL)
+        case "recursion":
+            sys.setrecursionlimit(10**9)
+
+            def deeper(n: int) -> int:
+                return sum(map(deeper, [n + 1]))
+
+            deeper(0)
+        case _:
+            raise ValueError(how)
+
+
+@app.task(backoff=SOON)
+async def block(path: str, seconds: float) -> None:
+    """Block the event loop."""
+    write(path, "start")
+    time.sleep(seconds)  # noqa: ASYNC251 - that is the point
+    write(path, "end")
+
+
+@app.task(backoff=SOON)
+async def hold(path: str, seconds: float) -> None:
+    """Hold the interpreter, as some C extensions do, busy or not."""
+    write(path, "start")
+    end = time.monotonic() + seconds
+    libc = ctypes.PyDLL(None)
+    while time.monotonic() < end:
+        libc.usleep(10_000)
+        libc.qsort(ctypes.create_string_buffer(1 << 20), 1 << 20, 1, libc.strcmp)
+    write(path, "end")
+
+
+@app.task(timeout=0.5, retries=0)
+async def stubborn(path: str) -> None:
+    write(path, "start")
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            write(path, "told")
+
+
+@app.task(timeout=0.5, retries=0)
+async def stuck(path: str) -> None:
+    write(path, "start")
+    time.sleep(60)  # noqa: ASYNC251 - that is the point
+
+
+@app.task(timeout=0.5, retries=0)
+def stuck_thread(path: str) -> None:
+    write(path, "start")
+    time.sleep(60)
+
+
+@app.task(timeout=0.5, retries=0, max_crashes=1)
+async def seize(path: str) -> None:
+    """Hold the interpreter and never give it back."""
+    write(path, "start")
+    ctypes.PyDLL(None).sleep(60)
+
+
+@app.task
+async def wait_for_word(path: str) -> str:
+    write(path, "start")
+    try:
+        await asyncio.sleep(60)
+    finally:
+        write(path, "told")
+    return "never told"
+
+
+@app.task
+def look_for_word(path: str) -> None:
+    write(path, "start")
+    try:
+        while not current_job().cancelled:
+            time.sleep(0.001)
+    finally:
+        write(path, "told")

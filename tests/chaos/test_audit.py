@@ -279,6 +279,30 @@ def test_an_overlap_without_a_lost_lease_is_found(story):
     assert of(story) == {OVERLAP}
 
 
+def crashed(story: Story) -> None:
+    """A process that takes itself down in the middle of a job, and whose supervisor is killed much later."""
+    story.enqueued("job")
+    story.ran("job", 5.0)
+    story.ran("job", 5.5, 6.5, number=2, pid=OTHER)
+    story.found("job", accepted=2, outcomes={1: "crashed"})
+    story.event("kill", 30.0, 30.0, fault="kill-supervisor", worker="w0.1", pids=[100, 303])
+
+
+def test_a_process_that_was_dead_is_not_killed_again(story):
+    crashed(story)
+    found = audit(story.evidence())
+    assert found.ok
+    assert found.times.redelivery == {}
+
+
+def test_a_dead_process_that_shows_signs_of_life_is_found(story):
+    crashed(story)
+    story.enqueued("other")
+    story.ran("other", 7.0, 7.1)
+    story.found("other")
+    assert of(story) == {OVERLAP}
+
+
 # How jobs may end
 
 
@@ -298,6 +322,7 @@ def test_jobs_that_always_fail_may_die(story):
 
 @pytest.mark.parametrize("by_us", [True, False])
 def test_a_neighbour_condemned_with_a_poison_job_is_found(story, by_us):
+    story.event("kill", 30.0, 30.0, fault="kill-supervisor", worker="w0.1", pids=[100])
     story.enqueued("neighbour", at=9.0)
     story.ran("neighbour", 9.5, number=1)
     story.found("neighbour", State.DEAD, error="WorkerCrashed", crashes=3, outcomes={1: "crashed"})
@@ -310,7 +335,7 @@ def poison(story: Story, fault: str, state: State, *spans: tuple[float, float | 
     story.enqueued("poison", at=9.0, task=fault)
     story.event("poison", 9.0, fault=fault, ids=["poison"])
     for number, (started, ended) in enumerate(spans, 1):
-        story.ran("poison", started, ended, number=number, task=fault)
+        story.ran("poison", started, ended, number=number, task=fault, pid=300 + number)
     outcomes = dict.fromkeys(range(1, len(spans) + (state is not State.DONE)), "crashed")
     story.found("poison", state, task=fault, outcomes=outcomes, accepted=len(spans) if state is State.DONE else None)
 

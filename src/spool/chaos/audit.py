@@ -253,7 +253,9 @@ def _overlaps(history: History) -> Iterator[str]:
         found = history.jobs.get(id)
         for before, attempt in pairwise(attempts) if id not in history.damaged else ():
             end = before.ended if before.ended is not None else history.death(before)
-            if end is None or attempt.started >= end or history.forgot(before.started, attempt.started):
+            # One whose process ended by itself ran until then, of which the last line is the only sign.
+            end = history.seen[before.pid] if end is None else end
+            if attempt.started >= end or history.forgot(before.started, attempt.started):
                 continue
             if found is None or found.outcomes.get(before.number) != "lost":
                 over = (end - attempt.started) / 1e6

@@ -80,6 +80,11 @@ class History:
         self.forgets = self.of("forget")
         self.damaged = {id for event in self.of("damage") for id in event.ids}
         self.poisons = {id: event.fault for event in self.of("poison") for id in event.ids}
+        self.seen: dict[int, int] = {}
+        """By pid, the last sign of life of a process that runs handlers."""
+        for line in evidence.handled:
+            if isinstance(line, Life | Started | Ended):
+                self.seen[line.pid] = max(line.at, self.seen.get(line.pid, 0))
         self._kills: dict[int, list[Event]] = defaultdict(list)
         for event in self.of("kill", "stop"):
             for pid in event.pids:
@@ -101,13 +106,16 @@ class History:
     def harm(self, attempt: Attempt, *kinds: str) -> Event | None:
         """Return what was first done to the process of an attempt, or to one that it depends on, while it ran."""
         life = self.lives.get(attempt.pid)
-        family = [attempt.pid, *(life.family if life else ())]
         until = attempt.ended if attempt.ended is not None else 2**63
         done = [
             event
-            for pid in family
+            for pid in (attempt.pid, *(life.family if life else ()))
             for event in self._kills.get(pid, ())
-            if event.kind in (kinds or ("kill", "stop")) and _reaches(event, attempt.started) and event.at <= until
+            # Who dies of a kill is named; an ancestor's death after its own is nothing to it.
+            if (event.kind == "stop" or pid == attempt.pid)
+            and event.kind in (kinds or ("kill", "stop"))
+            and _reaches(event, attempt.started)
+            and event.at <= until
         ]
         return min(done, key=lambda event: event.at, default=None)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spool.cli.measure import check_file, stoppable
-from spool.cli.output import print_table
+from spool.cli.output import print_table, write_result
 
 if TYPE_CHECKING:
     from spool.chaos import Outcome, Plan, Script
@@ -107,7 +107,7 @@ def _report(script: Script, keep: Path | None, result: str | None) -> int:
                 click.echo(_CLEAR_LINE, nl=False, err=True)
     if result != "-":
         _print(outcome, script.plan)
-    _write(outcome, result)
+    write_result(outcome, result)
     return int(not outcome.ok)
 
 
@@ -152,18 +152,3 @@ def _list_faults() -> None:
         for fault in FAULTS.values()
     ]
     print_table(("Fault", "Brokers", "By default", "What it is"), rows)
-
-
-def _write(outcome: Outcome, file: str | None) -> None:
-    import msgspec
-
-    from spool.errors import ConfigError
-
-    text = msgspec.json.format(msgspec.json.encode(outcome), indent=2).decode() + "\n"
-    if file == "-":
-        sys.stdout.write(text)
-    elif file is not None:
-        try:
-            Path(file).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write the result to {file}: {error}") from error

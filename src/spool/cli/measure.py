@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spool.cli.output import console, print_json, print_table, printable
-from spool.errors import ConfigError
+from spool.cli.output import console, print_json, print_table, printable, write_result
 from spool.job import PRIORITIES, Priority
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def quick(*, url: str | None, file: str | None, check: bool) -> int:
             (each.metric, each.result, each.target, "met" if each.met else "missed", each.measured) for each in lines
         ]
         print_table(("Metric", "Result", "Target", "Status", "Measured"), rows, numeric=("Result",))
-    _write(document, file)
+    write_result(document, file)
     return int(check and not all(each.met for each in lines))
 
 
@@ -189,7 +188,7 @@ def custom(
     if file != "-":
         _head(document)
         print_table(("Measure", "Result", "What it is"), summary(document), numeric=("Result",))
-    _write(document, file)
+    write_result(document, file)
     result = document.result
     return int(not result.complete or result.done != result.jobs or result.duplicated > 0)
 
@@ -235,16 +234,3 @@ def _head(document: BenchResult) -> None:
             else "workers were ready before the first job was enqueued\n"
         )
     )
-
-
-def _write(document: BenchResult, file: str | None) -> None:
-    import msgspec
-
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
-    if file == "-":
-        sys.stdout.write(text)
-    elif file is not None:
-        try:
-            Path(file).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write the result to {file}: {error}") from error

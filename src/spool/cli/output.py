@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +45,22 @@ def print_json(value: Any) -> None:
 
     encoded = msgspec.json.encode(value, enc_hook=_plain)
     sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+
+
+def write_result(document: object, file: str | None) -> None:
+    """Write a document as JSON to a file, or to stdout for ``-``; None writes nothing. Raises `ConfigError`."""
+    import msgspec
+
+    from spool.errors import ConfigError
+
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+    elif file is not None:
+        try:
+            Path(file).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write the result to {file}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

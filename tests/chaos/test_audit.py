@@ -3,7 +3,7 @@
 import pytest
 
 from spool.chaos.audit import Audit, audit
-from spool.chaos.times import Spread, spread
+from spool.chaos.times import FROM_START, Spread, spread
 from spool.job import State
 from tests.chaos.histories import CHILD, OTHER, Story
 
@@ -52,7 +52,7 @@ RESUME = "workers claim again within 5 s of the store's return"
 
 
 def test_every_promise_is_tested_here():
-    named = {value for name, value in globals().items() if name.isupper() and isinstance(value, str)}
+    named = {value for name, value in globals().items() if name.isupper() and isinstance(value, str)} - {FROM_START}
     assert named == {verdict.promise for verdict in audit(Story().evidence()).verdicts}
 
 
@@ -203,6 +203,27 @@ def test_a_killed_process_is_a_reason(story):
     assert found.ok
     assert found.counts.reruns == {"crashed": 1}
     assert found.times.redelivery == {"kill-child": Spread(1, 0.5, 0.5, 0.5)}
+
+
+def test_jobs_that_ended_in_order_with_their_supervisor_count_from_its_death(story):
+    story.enqueued("job", at=9.0)
+    story.ran("job", 9.1, 10.2, how="cancelled")
+    story.event("kill", 10.0, 14.0, fault="kill-supervisor", worker="w0.1", pids=[100, CHILD])
+    story.ran("job", 10.5, 11.0, number=2, pid=OTHER)
+    story.found("job", accepted=2, outcomes={1: "stopped"})
+    assert audit(story.evidence()).times.redelivery == {"kill-supervisor": Spread(1, 0.5, 0.5, 0.5)}
+
+
+def test_a_restart_of_all_is_counted_from_its_end_as_well(story):
+    story.enqueued("job", at=9.0)
+    story.ran("job", 9.1)
+    story.event("kill", 10.0, 13.0, fault="kill-all", pids=[100, CHILD, 200, OTHER])
+    story.ran("job", 13.5, 14.0, number=2, pid=303)
+    story.found("job", accepted=2, outcomes={1: "lost"})
+    assert audit(story.evidence()).times.redelivery == {
+        "kill-all": Spread(1, 3.5, 3.5, 3.5),
+        FROM_START: Spread(1, 0.5, 0.5, 0.5),
+    }
 
 
 def test_a_late_redelivery_is_found(story):

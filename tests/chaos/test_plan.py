@@ -1,3 +1,4 @@
+import doctest
 import random
 from itertools import pairwise
 
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spool.chaos import FAULTS, Plan, Script, default_faults, dump_script, load_script, schedule
+from spool.chaos import FAULTS, Plan, Script, default_faults, dump_script, load_script, schedule, times
+from spool.chaos import plan as plan_module
 from spool.chaos.produce import jobs
 from spool.errors import ConfigError
 
@@ -75,6 +77,13 @@ def test_faults_are_combined():
 def test_another_seed_is_another_schedule():
     faults = default_faults("redis")
     assert schedule(Plan(seed=1, faults=faults)) != schedule(Plan(seed=2, faults=faults))
+
+
+@pytest.mark.parametrize("module", [plan_module, times])
+def test_examples(module):
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
 
 
 def test_no_faults_is_no_strikes():

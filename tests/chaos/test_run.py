@@ -18,8 +18,11 @@ from tests.eventually import eventually
 from tests.redis_server import find_redis
 
 # stop-worker and deploy not together: a supervisor that is told to stop while it is stopped does not always obey.
-REDIS = "kill-child,kill-supervisor,kill-all,stop-worker,redis-kill,power-loss,cut,reply-lost,maxmemory,corrupt"
-SQLITE = "kill-child,kill-supervisor,kill-all,deploy,disk-full,corrupt"
+REDIS = (
+    "kill-child,kill-supervisor,kill-all,stop-worker,redis-kill,power-loss,cut,reply-lost,maxmemory,corrupt,"
+    "segfault,block-loop"
+)
+SQLITE = "kill-child,kill-supervisor,kill-all,deploy,disk-full,corrupt,exit,recursion,memory,stubborn"
 
 
 def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,10 +40,10 @@ def outcome(file: Path) -> Outcome:
     return msgspec.json.decode(file.read_bytes(), type=Outcome)
 
 
-@pytest.mark.parametrize(("broker", "faults", "seed"), [("redis", REDIS, "58"), ("sqlite", SQLITE, "45")])
+@pytest.mark.parametrize(("broker", "faults", "seed"), [("redis", REDIS, "49"), ("sqlite", SQLITE, "14")])
 def test_a_durable_store_loses_nothing(tmp_path, broker, faults, seed):
     file = tmp_path / "result.json"
-    options = ("--seconds", "9", "--lease", "1", "--rate", "60", "--workers", "2", "--every", "0.6")
+    options = ("--seconds", "9", "--lease", "1", "--rate", "60", "--workers", "2", "--every", "0.5")
     ran = chaos("--broker", broker, "--faults", faults, "--seed", seed, *options, "--json", str(file))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     result = outcome(file)
@@ -48,7 +51,7 @@ def test_a_durable_store_loses_nothing(tmp_path, broker, faults, seed):
     assert result.ok
     assert {strike.fault for strike in result.strikes} == set(faults.split(","))
     assert counts.acknowledged > 100
-    assert counts.completed > 0.9 * counts.acknowledged
+    assert counts.completed > 0.8 * counts.acknowledged
     assert (counts.lost, counts.forgotten, counts.waiting, counts.completed_twice) == (0, 0, 0, 0)
     assert {"lost lease", "crashed"} & counts.reruns.keys()
 
@@ -135,6 +138,13 @@ def test_a_directory_that_is_there_already_is_not_written_to(run, tmp_path):
     code, _, err = run("--keep", str(tmp_path), "--no-faults")
     assert code == 2
     assert str(tmp_path) in err
+
+
+def test_a_system_without_proc_is_told_so(run, monkeypatch):
+    monkeypatch.setattr("spool.chaos.look", lambda _: None)
+    code, _, err = run("--no-faults")
+    assert code == 2
+    assert "/proc" in err
 
 
 def a_result(**more: Any) -> Outcome:

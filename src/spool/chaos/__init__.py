@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from spool import __version__
 from spool.chaos.audit import Audit, Counts, Verdict, audit
 from spool.chaos.journal import Event
 from spool.chaos.plan import FAULTS, Fault, Plan, Script, Strike, default_faults, dump_script, load_script, schedule
-from spool.chaos.processes import find_faketime
+from spool.chaos.processes import find_faketime, look
 from spool.chaos.runner import run
 from spool.errors import ConfigError
 
@@ -67,6 +68,8 @@ def chaos(script: Script, keep: Path | None = None, on_stage: Callable[[str], No
 
     From the main thread only, since processes are tied to it. Raises `ConfigError` for what cannot be done here.
     """
+    if look(os.getpid()) is None:
+        raise ConfigError("spool chaos finds the processes of a worker in /proc, which this system has not: use Linux")
     left_out = missing(script)
     script = msgspec.structs.replace(script, strikes=[each for each in script.strikes if each.fault not in left_out])
     directory = _make(keep)

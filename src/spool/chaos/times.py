@@ -55,6 +55,8 @@ MACHINE: Final = 2.0
 RESUME: Final = 5.0
 """Seconds after the return of the store in which every worker has claimed again."""
 
+FROM_START: Final = "kill-all, counted from the start of new workers"
+
 REDELIVERED: Final = "jobs of a dead worker run again in time"
 RESUMED: Final = "workers claim again within 5 s of the store's return"
 
@@ -67,6 +69,8 @@ def measure(history: History) -> Times:
     for event, before, after in _redelivered(history):
         fault, took = event.fault or "deploy", after.started - event.at
         redelivery[fault].append(took)
+        if fault == "kill-all":
+            redelivery[FROM_START].append(after.started - event.until)
         bound = _bound(history, event)
         if took > bound and _undisturbed(history, event, before, after):
             late[REDELIVERED].append(
@@ -91,13 +95,15 @@ def _spreads(found: dict[str, list[int]]) -> dict[str, Spread]:
 def _redelivered(history: History) -> Iterator[tuple[Event, Attempt, Attempt]]:
     """Yield what took an attempt away, the attempt, and the next one of the job."""
     told = {event.worker: event for event in history.of("term")}
+    # Its processes have a moment to end in order when a supervisor is gone.
+    told |= {event.worker: event for event in history.of("kill") if event.fault == "kill-supervisor"}
     for attempts in history.attempts.values():
         for before, after in pairwise(attempts):
             event = history.harm(before) if before.ended is None or before.ended > after.started else None
             if event is None and before.how == "cancelled" and before.worker in told:
                 term = told[before.worker]
                 if before.ended is not None and term.at < before.ended:
-                    event = msgspec.structs.replace(term, at=before.ended)
+                    event = term if term.fault else msgspec.structs.replace(term, at=before.ended)
             if event is not None and after.started >= event.at:
                 yield event, before, after
 

@@ -37,7 +37,11 @@ class TlsProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind, ahead = await asyncio.open_unix_connection(self._server.socket_path)
-        await asyncio.gather(_copy(reader, ahead), _copy(behind, writer))
+        try:
+            await asyncio.gather(_copy(reader, ahead), _copy(behind, writer))
+        finally:  # also when the test ends before its connections do
+            for end in (ahead, writer):
+                end.transport.abort()
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
@@ -51,6 +55,7 @@ class TlsProxy:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted is closed in the next turn
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

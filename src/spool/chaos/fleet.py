@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from spool.chaos.handlers import QUEUES
 from spool.chaos.journal import Event
@@ -34,6 +34,17 @@ _SLEEP: Final = """
 import threading, time
 time.sleep = lambda seconds: None if threading.Event().wait(seconds) else None
 """
+
+
+class Toll(NamedTuple):
+    """Who died of a kill, and when.
+
+    ``at`` is the last moment before the signal: to find the victims among all processes takes long enough for another
+    job to begin in one of them, which would seem to have died for no reason.
+    """
+
+    at: int
+    pids: list[int]
 
 
 class Worker:
@@ -148,14 +159,13 @@ class Fleet:
 
     # Faults
 
-    def kill_child(self, worker: Worker, pick: float) -> list[int]:
-        """SIGKILL one of its worker processes; return who dies of it."""
+    def kill_child(self, worker: Worker, pick: float) -> Toll:
+        """SIGKILL one of its worker processes."""
         children = self.children(worker)
-        if not children:
-            return []
-        child = children[int(pick * len(children))]
-        with_it = below(child, self.processes(worker))
-        return with_it if send(child, signal.SIGKILL) else []
+        child = children[int(pick * len(children))] if children else 0
+        with_it = below(child, self.processes(worker)) if child else []
+        at = time.monotonic_ns()
+        return Toll(at, with_it if child and send(child, signal.SIGKILL) else [])
 
     def stop_child(self, worker: Worker, pick: float) -> list[int]:
         """SIGSTOP one of its worker processes; return its pid."""
@@ -163,20 +173,20 @@ class Fleet:
         child = children[int(pick * len(children))] if children else 0
         return [child] if child and send(child, signal.SIGSTOP) else []
 
-    def kill_supervisor(self, worker: Worker) -> list[int]:
-        """SIGKILL the supervisor alone; return all its processes, which have to end with it."""
+    def kill_supervisor(self, worker: Worker) -> Toll:
+        """SIGKILL the supervisor alone; all its processes have to end with it."""
         found = [each.pid for each in self.processes(worker)]
         worker.killed = time.monotonic_ns()
         send(self._processes[worker.name].pid, signal.SIGKILL)
         self._dying.append(worker)
-        return found
+        return Toll(worker.killed, found)
 
-    def kill(self, worker: Worker) -> list[int]:
-        """SIGKILL the supervisor and every process of it at once; return them."""
+    def kill(self, worker: Worker) -> Toll:
+        """SIGKILL the supervisor and every process of it at once."""
         found = [each.pid for each in self.processes(worker)]
         worker.killed = time.monotonic_ns()
         send_group(self._processes[worker.name].pid, signal.SIGKILL)
-        return found
+        return Toll(worker.killed, found)
 
     def stop(self, worker: Worker) -> list[int]:
         """SIGSTOP all its processes; return them."""

@@ -92,19 +92,20 @@ class Injector:
 
     def _do_kill_child(self, strike: Strike) -> None:
         if worker := self._fleet.pick(strike.pick):
-            at = time.monotonic_ns()
-            self._done(strike, "kill", worker=worker.name, pids=self._fleet.kill_child(worker, strike.pick2), at=at)
+            at, pids = self._fleet.kill_child(worker, strike.pick2)
+            self._done(strike, "kill", worker=worker.name, pids=pids, at=at)
 
     def _do_kill_supervisor(self, strike: Strike) -> None:
         if worker := self._fleet.pick(strike.pick):
-            at = time.monotonic_ns()
-            self._done(strike, "kill", worker=worker.name, pids=self._fleet.kill_supervisor(worker), at=at)
+            at, pids = self._fleet.kill_supervisor(worker)
+            self._done(strike, "kill", worker=worker.name, pids=pids, at=at)
             self._agenda.after(strike.seconds, self._fleet.revive, worker)
 
     def _do_kill_all(self, strike: Strike) -> None:
-        at, workers = time.monotonic_ns(), [worker for worker in self._fleet.workers if not worker.killed]
-        pids = [pid for worker in workers for pid in self._fleet.kill(worker)]
-        self._done(strike, "kill", pids=pids, at=at)
+        workers = [worker for worker in self._fleet.workers if not worker.killed]
+        tolls = [self._fleet.kill(worker) for worker in workers]
+        at = max((toll.at for toll in tolls), default=0)
+        self._done(strike, "kill", pids=[pid for toll in tolls for pid in toll.pids], at=at)
         for worker in workers:
             self._agenda.after(strike.seconds, self._fleet.revive, worker)
 

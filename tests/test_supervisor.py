@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +12,12 @@ import msgspec
 import pytest
 
 from spool import BrokerRefused, ConfigError, State, StoreCorrupt
-from spool.broker import Broker, Enqueue, Find, Stats, connect
+from spool.broker import Broker, Done, Enqueue, Find, Stats, connect
 from spool.job import view
+from spool.nursery import send_frame
 from spool.supervisor import Fleet, WorkerOptions
+from spool.supervisor.children import Child
+from spool.supervisor.messages import Condemned, OnTrial
 from tests import shop
 from tests.contract.driver import job
 from tests.eventually import eventually
@@ -199,6 +203,17 @@ def test_options_that_make_no_sense_are_refused(settings):
         WorkerOptions(app="tests.shop:app", **settings)
 
 
+def test_the_last_words_of_a_child_are_heard_when_its_end_was_told_first():
+    ours, theirs = socket.socketpair()
+    child = Child(1, ours, "trial")
+    said = [OnTrial("q", "first"), Condemned([("q", 7, Done("late", 7, b"x" * 100_000))]), OnTrial("q", "second")]
+    for message in said:
+        send_frame(theirs, message)
+    theirs.close()
+    assert list(child.last_words()) == said
+    ours.close()
+
+
 # The command
 
 
@@ -227,6 +242,17 @@ def test_a_signal_to_the_whole_group_is_no_more_than_one(broker, url, tmp_path):
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(10) == 0
     assert handle.status() is State.DONE
+
+
+def test_one_that_was_told_to_stop_while_it_was_stopped_does_so(broker, url):
+    # The kernel may then give the signal to any thread, and only the main one runs the handler.
+    for _ in range(3):
+        with cli(url) as process:
+            eventually(lambda: row_pids(broker))
+            os.killpg(process.pid, signal.SIGSTOP)
+            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGCONT)
+            assert process.wait(10) == 0
 
 
 def test_a_second_signal_stops_at_once(broker, url, tmp_path):

@@ -32,7 +32,8 @@ def run_workers(options: WorkerOptions) -> int:
     before = {signum: signal.signal(signum, lambda _signum, _frame: fleet.ask_to_stop()) for signum in signals}
     try:
         fleet.start()
-        fleet.join()
+        while not fleet.join(0.5):  # a signal that another thread took does not wake this one
+            pass
     finally:
         fleet.kill()
         for signum, handler in before.items():

@@ -60,14 +60,23 @@ class Child:
 
     def read(self) -> Iterator[FromChild] | None:
         """Yield what it said; None at the end of the line."""
+        data = self._receive()
+        return None if data == b"" else self._understand(data or b"")
+
+    def last_words(self) -> Iterator[FromChild]:
+        """Yield what it said before it ended, and was not heard yet."""
+        while data := self._receive():
+            yield from self._understand(data)
+
+    def _receive(self) -> bytes | None:
         try:
-            data = self.sock.recv(65536)
+            return self.sock.recv(65536)
         except BlockingIOError:
-            return iter(())
-        except OSError:
-            data = b""
-        if not data:
             return None
+        except OSError:
+            return b""
+
+    def _understand(self, data: bytes) -> Iterator[FromChild]:
         return (msgspec.convert(message, FromChild) for message in self._frames.feed(data))
 
     def tick(self) -> None:

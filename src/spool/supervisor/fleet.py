@@ -346,6 +346,9 @@ class Fleet:
         """Hand back the jobs of a child that has ended, and start another."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(child.sock)
+        # Its end may be told before its last words: whom it had put on trial, what is to be settled after it.
+        for message in child.last_words():
+            self._obey(child, message)
         child.sock.close()
         with self._lock:
             del self._children[child.number]

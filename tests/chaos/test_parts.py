@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from spool import Spool
 from spool.broker import Stats
 from spool.chaos import processes
 from spool.chaos.journal import Asked, Ended, Journal, Started, only, read
+from spool.chaos.produce import jobs, rest
 from spool.chaos.proxy import Network
 from spool.chaos.redis_store import RedisStore, forgotten
 from spool.chaos.sqlite_store import SqliteStore
@@ -24,6 +26,17 @@ from spool.errors import BrokerFull
 from spool.task import Task
 from tests.eventually import eventually
 from tests.redis_server import find_redis
+
+# Producers
+
+
+def test_a_producer_that_was_killed_goes_on_with_the_job_whose_answer_it_may_not_know():
+    whole = [job.id for job in islice(jobs(7, 1, 2.0), 9)]
+    # The one that it sent last had been sent before: an unknown answer, asked for once more.
+    asked = [Asked(id, "chaos", "quick", 1) for id in ("p1-1", "p1-2", "p1-3", "p1-2")]
+    assert [job.id for job in islice(rest(jobs(7, 1, 2.0), asked), 7)] == whole[2:]
+    assert [job.id for job in islice(rest(jobs(7, 1, 2.0), []), 9)] == whole
+
 
 # The journal
 

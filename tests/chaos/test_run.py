@@ -21,7 +21,7 @@ REDIS = (
     "kill-child,kill-supervisor,kill-all,stop-worker,deploy,redis-kill,power-loss,cut,reply-lost,maxmemory,corrupt,"
     "segfault,block-loop"
 )
-SQLITE = "kill-child,kill-supervisor,kill-all,deploy,disk-full,corrupt,exit,recursion,memory,stubborn"
+SQLITE = "kill-child,kill-supervisor,kill-all,deploy,kill-producer,disk-full,corrupt,exit,recursion,memory,stubborn"
 
 
 def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def outcome(file: Path) -> Outcome:
     return msgspec.json.decode(file.read_bytes(), type=Outcome)
 
 
-@pytest.mark.parametrize(("broker", "faults", "seed"), [("redis", REDIS, "8"), ("sqlite", SQLITE, "14")])
+@pytest.mark.parametrize(("broker", "faults", "seed"), [("redis", REDIS, "8"), ("sqlite", SQLITE, "5")])
 def test_a_durable_store_loses_nothing(tmp_path, broker, faults, seed):
     file = tmp_path / "result.json"
     options = ("--seconds", "9", "--lease", "1", "--rate", "60", "--workers", "2", "--every", "0.5")

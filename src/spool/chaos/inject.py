@@ -15,7 +15,7 @@ from spool.chaos.handlers import QUEUES
 from spool.chaos.journal import Event, EventKind
 from spool.chaos.plan import FAULTS, Plan, Strike
 from spool.chaos.processes import send
-from spool.chaos.produce import Job, Sender
+from spool.chaos.produce import Job, Producers, Sender
 from spool.chaos.proxy import Mode, Network
 from spool.chaos.redis_store import RedisStore, forgotten
 from spool.chaos.sqlite_store import SqliteStore
@@ -59,11 +59,12 @@ class Injector:
         network: Network | None,
         fleet: Fleet,
         sender: Sender,
+        producers: Producers,
         agenda: Agenda,
         note: Callable[[Event], None],
     ) -> None:
         self._plan, self._store, self._network, self._fleet = plan, store, network, fleet
-        self._sender, self._agenda, self._note = sender, agenda, note
+        self._sender, self._producers, self._agenda, self._note = sender, producers, agenda, note
         self._poisons = itertools.count()
         self._unsent: list[Job] = []
 
@@ -131,6 +132,12 @@ class Injector:
         if self._fleet.clocks_can_be_wrong:
             self._done(strike, "clock", worker=self._fleet.set_clock(HOUR if strike.pick < 0.5 else -HOUR))
             self._agenda.after(strike.seconds, self._fleet.set_clock, 0)
+
+    def _do_kill_producer(self, strike: Strike) -> None:
+        place = self._producers.kill(strike.pick)
+        # No harm to a job: what becomes of the call that it was in, the audit asks of every call.
+        self._done(strike, "note")
+        self._agenda.after(strike.seconds, self._producers.revive, place)
 
     @property
     def _redis(self) -> RedisStore:

@@ -13,7 +13,7 @@ from spool.errors import ConfigError
 
 BrokerKind = Literal["redis", "sqlite"]
 Durability = Literal["always", "everysec", "none"]
-Subject = Literal["worker", "store", "network", "job"]
+Subject = Literal["worker", "producer", "store", "network", "job"]
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -38,6 +38,7 @@ _ALL: Final = (
     Fault("stop-child", "worker", "SIGSTOP of one worker process past the lease, then SIGCONT", 1.5, 3.0),
     Fault("deploy", "worker", "SIGTERM of each worker in turn, a new one in its place", 0.5, 1.5),
     Fault("clock", "worker", "one worker's clock an hour off, either way (libfaketime)", 1.0, 3.0),
+    Fault("kill-producer", "producer", "SIGKILL of one producer; its successor sends its last job again", 0.1, 1.0),
     Fault("redis-kill", "store", "SIGKILL of Redis, started again later", 0.1, 1.5, _REDIS),
     Fault("power-loss", "store", "as redis-kill, and gone is what fsync had not secured", 0.1, 1.5, _REDIS),
     Fault("redis-pause", "store", "SIGSTOP of Redis, then SIGCONT", 0.3, 3.0, _REDIS),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +16,8 @@ import msgspec
 from spool.app import Spool
 from spool.chaos import handlers
 from spool.chaos.handlers import QUEUES, Setting
-from spool.chaos.journal import Answer, Answered, Asked, Journal, Wished
+from spool.chaos.journal import Answer, Answered, Asked, Journal, Wished, only, read
+from spool.chaos.processes import end, send, spawn
 from spool.errors import BrokerError, BrokerFull, BrokerRefused, JobConflict, SpoolError
 
 AGAIN: Final = 0.5
@@ -104,6 +107,63 @@ class Pace(msgspec.Struct, frozen=True):
     rate: float
 
 
+class Producers:
+    """The producers of a run: real processes, killed and started again. From the main thread only, as the workers."""
+
+    def __init__(self, directory: Path, paces: Sequence[Pace]) -> None:
+        self._directory = directory
+        self._paces = paces
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start them all."""
+        self._processes = [self._spawn(pace) for pace in self._paces]
+
+    def _spawn(self, pace: Pace) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", PRODUCE, str(self._directory), msgspec.json.encode(pace).decode()]
+        return spawn(command, self._directory / f"producer-{pace.number}.err", cwd=self._directory)
+
+    @property
+    def begun(self) -> bool:
+        """Whether each has enqueued something."""
+        logs = [self._directory / f"producer-{pace.number}.log" for pace in self._paces]
+        return all(log.exists() and log.stat().st_size for log in logs)
+
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def kill(self, pick: float) -> int:
+        """SIGKILL one of them; return its place."""
+        place = int(pick * len(self._processes))
+        send(self._processes[place].pid, signal.SIGKILL)
+        self._processes[place].wait()
+        return place
+
+    def revive(self, place: int) -> None:
+        """Start another in the place of one that was killed: it goes on where that one stopped."""
+        self._processes[place] = self._spawn(self._paces[place])
+
+    def end(self, timeout: float) -> None:
+        """Have them finish the call that they are in."""
+        for process in self._processes:
+            end(process, timeout)
+
+
+def rest(all_jobs: Iterator[Job], asked: Iterable[Asked]) -> Iterator[Job]:
+    """Yield what is left after those that were asked for, from the newest of them on: its answer may be unknown.
+
+    >>> from itertools import islice
+    >>> done = [Asked(f"p1-{count}", "chaos", "quick", count) for count in (1, 2)]
+    >>> [job.id for job in islice(rest(jobs(0, 1, 2.0), done), 3)]
+    ['p1-2', 'p1-3', 'p1-4']
+    """
+    left = {line.id for line in asked}
+    for job in all_jobs:
+        left.discard(job.id)
+        if not left:
+            yield job
+
+
 def main(directory: str, pace: str) -> None:
     """Enqueue until SIGTERM."""
     stopped = False
@@ -120,7 +180,8 @@ def main(directory: str, pace: str) -> None:
     dice = random.Random(f"spool chaos {told.seed} {told.number} again")  # noqa: S311 - as above
     unknown: list[Job] = []
     due = time.monotonic()
-    for job in jobs(told.seed, told.number, setting.lease):
+    asked = only(Asked, read(where, f"producer-{told.number}.log"))
+    for job in rest(jobs(told.seed, told.number, setting.lease), asked):
         due = max(due + 1 / told.rate, time.monotonic() - 1.0)  # after an outage it catches up a second, and no more
         time.sleep(max(0.0, due - time.monotonic()))
         if stopped:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,7 @@ from spool.chaos.history import Evidence
 from spool.chaos.inject import Agenda, Injector
 from spool.chaos.journal import Asked, Event, Journal, only, read
 from spool.chaos.plan import Script
-from spool.chaos.processes import end, spawn
-from spool.chaos.produce import PRODUCE, Job, Pace, Sender
+from spool.chaos.produce import Job, Pace, Producers, Sender
 from spool.chaos.proxy import Network
 from spool.chaos.redis_store import RedisStore
 from spool.chaos.sqlite_store import SqliteStore
@@ -64,7 +62,9 @@ class Harness:
         self._agenda = Agenda()
         self._store = self._make_store()
         self._network: Network | None = None
-        self._producers: list[Any] = []
+        plan = script.plan
+        paces = [Pace(number + 1, plan.seed, plan.rate / plan.producers) for number in range(plan.producers)]
+        self._producers = Producers(directory, paces)
         self._fleet: Fleet | None = None
         self._broker: Broker | None = None
         self._injector: Injector | None = None
@@ -78,7 +78,7 @@ class Harness:
         return SqliteStore(self._directory, synchronous=synchronous, fillable=fillable, pids=self._store_users)
 
     def _store_users(self) -> list[int]:
-        return [*self.fleet.pids(), *(producer.pid for producer in self._producers)]
+        return [*self.fleet.pids(), *self._producers.pids()]
 
     @property
     def injector(self) -> Injector:
@@ -100,7 +100,8 @@ class Harness:
         self._on_stage("starting")
         self._store.start()
         self._start_workers()
-        self._start_producers()
+        self._producers.start()
+        self._wait_for("producers", lambda: self._producers.begun)
         began = time.monotonic()
         for strike in self._strikes:
             self._agenda.at(began + strike.at, self.injector.strike, strike)
@@ -110,8 +111,7 @@ class Harness:
         self._on_stage("healing")
         self._pass_time(self._agenda.last)
         self._heal()
-        for producer in self._producers:
-            end(producer, plan.lease + 10.0)
+        self._producers.end(plan.lease + 10.0)
         self._on_stage("recovering")
         quiet = self._recover()
         fresh = self._serve_fresh()
@@ -139,21 +139,13 @@ class Harness:
             network=self._network,
             fleet=self._fleet,
             sender=self._sender,
+            producers=self._producers,
             agenda=self._agenda,
             note=self.note,
         )
         self._fleet.start()
         wanted = plan.workers * plan.processes
         self._wait_for("workers", lambda: sum(len(self.fleet.children(each)) for each in self.fleet.workers) == wanted)
-
-    def _start_producers(self) -> None:
-        plan, directory = self._plan, self._directory
-        for number in range(1, plan.producers + 1):
-            pace = msgspec.json.encode(Pace(number, plan.seed, plan.rate / plan.producers)).decode()
-            command = [sys.executable, "-c", PRODUCE, str(directory), pace]
-            self._producers.append(spawn(command, directory / f"producer-{number}.err", cwd=directory))
-        logs = [directory / f"producer-{number}.log" for number in range(1, plan.producers + 1)]
-        self._wait_for("producers", lambda: all(log.exists() and log.stat().st_size for log in logs))
 
     def _wait_for(self, who: str, begun: Callable[[], bool]) -> None:
         deadline = time.monotonic() + BEGIN
@@ -249,8 +241,7 @@ class Harness:
         return survey(self._broker, ids)
 
     def close(self) -> None:
-        for producer in self._producers:
-            end(producer, 0.5)
+        self._producers.end(0.5)
         if self._fleet is not None:
             self._fleet.close()
         if self._network is not None:

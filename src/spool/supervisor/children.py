@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -126,7 +125,9 @@ class Incarnation:
 def _stat(pid: int) -> list[str]:
     # The name of the program, in parentheses, may hold anything: what we look for comes after the last one.
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # A Path would intern its parts, several times a second, until the table of all interned strings has to grow.
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:  # noqa: PTH123 - as above
+            return file.read().rpartition(")")[2].split()
     except (OSError, UnicodeError):
         return []
 

@@ -63,6 +63,19 @@ def hang(path: str, *, stubborn: bool) -> None:
                 raise
 
 
+@app.task(process=True)
+def leave_slowly(path: str) -> None:
+    """Note again and again that it is there; once told to end, go on for a while."""
+    told = current_job().attempt - 1
+    while told < 40:
+        _write(path, f"{current_job().attempt} {os.getpid()}")
+        try:
+            time.sleep(0.005)
+            told += bool(told)
+        except asyncio.CancelledError:
+            told = 1
+
+
 @app.task(process=True, max_crashes=2, backoff=SOON)
 def die(how: str) -> None:
     if how == "exit":

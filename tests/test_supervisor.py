@@ -125,6 +125,20 @@ def test_a_child_that_dies_is_replaced_and_its_jobs_run_again_at_once(broker, ur
     assert stats.totals == {"enqueued": 20, "done": 20, "crashed": lost}
 
 
+def test_a_job_of_a_dead_childs_pool_runs_again_when_its_process_is_gone(broker, url, tmp_path):
+    log = tmp_path / "log"
+    with Fleet(options(url, processes=2)) as fleet:
+        fleet.wait_ready()
+        handle = shop.leave_slowly.enqueue(str(log))
+        eventually(lambda: shop.lines(log, "1 "))
+        for pid in fleet.pids:
+            fleet.kill(pid)
+        eventually(lambda: shop.lines(log, "2 "))
+        handle.result(10)
+    attempts = [line.split()[0] for line in shop.lines(log)]
+    assert attempts == sorted(attempts)
+
+
 def test_a_child_that_dies_again_and_again_is_started_ever_more_slowly():
     fleet = Fleet(options("sqlite://"))
     pauses = []

@@ -182,16 +182,18 @@ class Nursery:
 
     ``entry`` (``module:function``, an `Entry`) is what children run; ``app`` is imported first, and what the broker at
     ``url`` (else the app's own) needs. Wait until `fileno` is readable, then `read` the events. Starting does not wait
-    for the import: children asked for come when they can.
+    for the import: children asked for come when they can. ``lifeline`` is a descriptor that the nursery and its
+    children keep open, so that whoever has its other end sees when the last of them is gone.
     """
 
-    def __init__(self, entry: str, app: str, url: str | None = None) -> None:
+    def __init__(self, entry: str, app: str, url: str | None = None, *, lifeline: int | None = None) -> None:
         self._control, theirs = socket.socketpair()
         self._frames = Frames()
         self._number = 0
         with theirs:
             command = [sys.executable, "-c", _BOOT, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            fds = [theirs.fileno()] if lifeline is None else [theirs.fileno(), lifeline]
+            self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
         # sys.path, since the app may have come from a place that a fresh interpreter does not look at.
         send_frame(self._control, [sys.path, entry, app, url])
 

@@ -185,14 +185,17 @@ class Processes:
     """A pool of ``size`` warm processes with the app ``module:attribute`` imported. To be used from its loop's thread.
 
     ``url`` is the broker that tasks there use to enqueue, if not the app's own. ``grace`` is what a process gets
-    between SIGTERM and SIGKILL, in seconds.
+    between SIGTERM and SIGKILL, in seconds. ``lifeline`` as for a `Nursery`.
     """
 
-    def __init__(self, app: str, size: int, *, url: str | None = None, grace: float = 2.0) -> None:
+    def __init__(
+        self, app: str, size: int, *, url: str | None = None, grace: float = 2.0, lifeline: int | None = None
+    ) -> None:
         self.size = size
         self._app = app
         self._url = url
         self._grace = grace
+        self._lifeline = lifeline
         self._loop = asyncio.get_running_loop()
         self._nursery: Nursery | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -277,7 +280,7 @@ class Processes:
     def _open(self) -> None:
         if self._closed:
             return
-        self._nursery = Nursery("spool.executor.pool:serve", self._app, self._url)
+        self._nursery = Nursery("spool.executor.pool:serve", self._app, self._url, lifeline=self._lifeline)
         self._loop.add_reader(self._nursery.fileno(), self._listen, self._nursery)
         for _ in range(self.size):
             self._start_member()

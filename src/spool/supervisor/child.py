@@ -174,6 +174,7 @@ class SupervisorLink:
 
     def __init__(self, sock: socket.socket, lease: float) -> None:
         self._sock = sock
+        self.lifeline = sock.fileno()
         self._pulse = min(PULSE, lease / 10)
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()

@@ -41,6 +41,8 @@ class Child:
         """Why it was killed without asking for it."""
         self.silent = 0
         """Ticks of the supervisor since the last sign of life: its own, so that a pause of both is none."""
+        self.family_gone = False
+        """Whether the processes of its pool, which keep its line open, have ended as it has."""
         self.due = 0.0
         """When the next timeout of its jobs is, on the monotonic clock; 0: none that we know of."""
         self._frames = Frames()
@@ -69,11 +71,13 @@ class Child:
 
     def _receive(self) -> bytes | None:
         try:
-            return self.sock.recv(65536)
+            data = self.sock.recv(65536)
         except BlockingIOError:
             return None
         except OSError:
-            return b""
+            data = b""
+        self.family_gone = not data
+        return data
 
     def _understand(self, data: bytes) -> Iterator[FromChild]:
         return (msgspec.convert(message, FromChild) for message in self._frames.feed(data))

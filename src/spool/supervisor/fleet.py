@@ -22,7 +22,7 @@ import msgspec
 import spool.errors
 from spool.broker import Broker, connect
 from spool.errors import BrokerError, ConfigError, SpoolError
-from spool.nursery import Exited, Failed, Gone, Nursery, Ready, Started, describe_exit, load_app
+from spool.nursery import ORPHANED, Exited, Failed, Gone, Nursery, Ready, Started, describe_exit, load_app
 from spool.supervisor.children import Child, Incarnation
 from spool.supervisor.messages import (
     PULSE,
@@ -50,6 +50,8 @@ logger = logging.getLogger("spool.supervisor")
 STEADY: Final = 10.0
 """Seconds after which a child counts as running well: when it dies then, its successor starts at once."""
 LONGEST_PAUSE: Final = 30.0
+FAMILY: Final = ORPHANED + 0.6
+"""Seconds after which the processes of a dead child's pool are taken for gone: what the tasks left behind may stay."""
 
 
 class Fleet:
@@ -69,6 +71,8 @@ class Fleet:
         self.options = options
         self._lock = threading.Condition()
         self._children: dict[int, Child] = {}
+        self._bereaved: set[Child] = set()
+        """Dead children whose jobs are not handed back yet."""
         self._wanted = 0
         self._stops = 0
         self._falls = 0
@@ -192,7 +196,7 @@ class Fleet:
     def _over(self) -> bool:
         if self._failure is not None or self._stops >= 3:
             return True
-        return bool(self._stops) and not self._children
+        return bool(self._stops) and not self._children and not self._bereaved
 
     def _drain(self) -> None:
         self._wake.recv(4096)
@@ -349,20 +353,38 @@ class Fleet:
         # Its end may be told before its last words: whom it had put on trial, what is to be settled after it.
         for message in child.last_words():
             self._obey(child, message)
-        child.sock.close()
         with self._lock:
             del self._children[child.number]
-        if self._undertaker is not None and child.lives:
-            self._undertaker.bury(_inquest(child, code))
-        for life in child.lives:
-            if self._heart is not None:
-                self._heart.remove(life.incarnation)
+        self._bereaved.add(child)
+        if child.family_gone:
+            self._hand_back(child, code)
+        else:  # else a job of its pool would run here and elsewhere
+            self._selector.register(child.sock, selectors.EVENT_READ, partial(self._watch_family, child, code))
+            self._after(FAMILY, partial(self._hand_back, child, code))
         if self._stops:
             return
         if code or not (child.draining or child.role == "trial"):
             logger.warning("worker process %d ended with %s", child.pid, describe_exit(code))
             self._falls = 0 if time.monotonic() - child.since > STEADY else self._falls + 1
         self._after(self._pause() if code else 0.0, self._fill)
+
+    def _watch_family(self, child: Child, code: int) -> None:
+        if child.read() is None:
+            self._hand_back(child, code)
+
+    def _hand_back(self, child: Child, code: int) -> None:
+        """Hand back what a child held, once."""
+        if child not in self._bereaved:
+            return
+        self._bereaved.discard(child)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(child.sock)
+        child.sock.close()
+        if self._undertaker is not None and child.lives:
+            self._undertaker.bury(_inquest(child, code))
+        for life in child.lives:
+            if self._heart is not None:
+                self._heart.remove(life.incarnation)
 
     def _pause(self) -> float:
         """Return how long to wait before the next child: not at all once, then longer and longer."""
@@ -406,7 +428,7 @@ class Fleet:
     def _close(self) -> None:
         if self._nursery is not None:
             self._nursery.kill() if self._stops >= 3 else self._nursery.close()
-        for child in self._children.values():
+        for child in (*self._children.values(), *self._bereaved):
             child.sock.close()
         with self._lock:
             self._children.clear()

@@ -28,7 +28,13 @@ logger = logging.getLogger("spool.worker")
 
 
 class Link(Keeper, Protocol):
-    """A supervisor, as its worker sees it. From any thread."""
+    """A supervisor, as its worker sees it. From any thread.
+
+    ``lifeline`` is a descriptor for the processes of the pool to keep open: their jobs are handed back, should this
+    process die, when the last of them is gone.
+    """
+
+    lifeline: int
 
     def put_on_trial(self, queue: str, id: str) -> None:
         """Say which suspect is about to start."""
@@ -166,7 +172,8 @@ class Worker:
         if self.pool_size:
             if self._target is None:
                 raise ConfigError("a process pool needs to know where the app is: Worker(target='module:attribute')")
-            processes = Processes(self._target, self.pool_size, url=self._url)
+            lifeline = self._link.lifeline if self._link is not None else None
+            processes = Processes(self._target, self.pool_size, url=self._url, lifeline=lifeline)
             stack.callback(processes.close)
             await processes.start()
         executor = Executor(

@@ -13,7 +13,7 @@ import pytest
 
 from spool import Backoff, Call, Cancel, Release, Retry, Spool, current_job
 from spool.broker import Cancelled, Died, Done, Released, Retried
-from spool.executor import Executor, JobContext, Run
+from spool.executor import Executor, JobContext, Lease, Run
 from spool.executor.attempt import MESSAGE_LIMIT, TRACEBACK_LIMIT
 from spool.executor.pool import Processes
 from spool.job import VERSION, Attempt, Tally, encode_record, read_ending, read_record, read_tally
@@ -32,7 +32,8 @@ class Bench:
     def __init__(self, app: Spool, **settings: Any) -> None:
         self.ended: asyncio.Queue[Run] = asyncio.Queue()
         self.executor = Executor(app, "host:1", **settings)
-        self.intake = self.executor.intake("mail", self.ended.put_nowait)
+        self.lease = Lease(time.monotonic_ns() + 60_000_000_000)
+        self.intake = self.executor.intake("mail", self.ended.put_nowait, self.lease)
 
     def start(self, call: Call, tally: str = "", **changes: Any) -> Run:
         body = call.job.record
@@ -571,6 +572,45 @@ async def test_cancelling_the_loops_tasks_ends_the_attempts(app):
     assert isinstance(run.settlement, Retried)
 
 
+# The lease
+
+
+async def test_no_attempt_begins_when_the_lease_has_run_out(app):
+    begun = []
+
+    @app.task
+    async def work(name: str) -> None:
+        begun.append(name)
+        if name == "first":
+            bench.lease.until = 0  # as after the process was stopped right here
+
+    bench = Bench(app)
+    runs = [bench.start(work.call(name)) for name in ("first", "second", "third")]
+    async with asyncio.timeout(10):
+        ended = {await bench.ended.get() for _ in runs}
+    assert ended == set(runs)
+    assert begun == ["first"]
+    assert isinstance(runs[0].settlement, Done)
+    assert [(run.settlement, run.stop, run.began) for run in runs[1:]] == [(None, "lost", 0)] * 2
+
+
+async def test_a_lease_that_runs_out_on_the_way_to_the_thread_keeps_the_task_from_beginning(app):
+    begun = []
+
+    @app.middleware
+    async def slow(_, call_next):
+        bench.lease.until = 0
+        return await call_next()
+
+    @app.task
+    def work() -> None:
+        begun.append(1)
+
+    bench = Bench(app)
+    run = await bench.run(work.call())
+    assert (begun, run.settlement, run.stop) == ([], None, "lost")
+
+
 # Context and middleware
 
 
@@ -774,6 +814,28 @@ async def test_the_pool_outlives_its_nursery(bench):
     if isinstance(run.settlement, Retried):  # its process went down with the nursery
         run = await bench.run(shop.where.call("well"), run.settlement.tally)
     assert result_of(run)[1] == "well"
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+async def test_a_process_that_was_stopped_begins_a_task_only_if_the_lease_holds(bench, tmp_path, renewed):
+    log = tmp_path / "log"
+    for pid in bench.processes.pids:
+        os.kill(pid, signal.SIGSTOP)
+    bench.lease.until = time.monotonic_ns() + 500_000_000
+    run = bench.start(shop.hang.options(timeout=60).call(str(log), stubborn=False))
+    await aeventually(lambda: time.monotonic_ns() > bench.lease.until)
+    if renewed:
+        bench.lease.until += 60_000_000_000
+    for pid in bench.processes.pids:
+        os.kill(pid, signal.SIGCONT)
+    if renewed:
+        await aeventually(lambda: shop.lines(log, "start"))
+        bench.executor.stop(run, "cancelled")
+    assert await asyncio.wait_for(bench.ended.get(), 10) is run
+    if not renewed:
+        assert (run.settlement, run.stop, shop.lines(log)) == (None, "lost", [])
+        bench.lease.until += 60_000_000_000
+        assert result_of(await bench.run(shop.where.call("well")))[1] == "well"  # the process is of use still
 
 
 async def test_a_task_waiting_for_a_process_can_be_stopped(bench, tmp_path):

@@ -43,7 +43,8 @@ from spool.broker import (
 from spool.job import view
 from spool.report import read_row, unpack
 from spool.worker import Worker
-from spool.worker.heartbeat import is_silence
+from spool.worker.heartbeat import Heard, is_silence, lease_time
+from spool.worker.slots import Line, Slots
 from tests.contract.driver import job
 from tests.eventually import aeventually
 
@@ -653,6 +654,59 @@ async def test_a_lease_that_ran_out_unnoticed_is_renewed(app, wire):
         assert await (await work.aenqueue()).aresult(5) == 1
         assert worker._life.incarnation == before
     assert left == 0
+
+
+async def test_jobs_whose_claim_was_answered_a_lease_later_do_not_begin(app, wire, monkeypatch):
+    starts = []
+    skipped = 0.0
+    given = []
+
+    @app.task
+    async def work() -> None:
+        starts.append(current_job().id)
+
+    def sleep_once(verb: Any, reply: Any) -> Any:
+        nonlocal skipped
+        if isinstance(verb, Claim) and reply.jobs:
+            given.append([id for id, _ in reply.jobs])
+            skipped = 100.0  # as when the machine slept while the answer was on its way
+            assert starts == []
+        return reply
+
+    for module in ("heartbeat", "slots"):
+        monkeypatch.setattr(f"spool.worker.{module}.lease_time", lambda: lease_time() + skipped)
+    wire.after = sleep_once
+    async with running(app, lease=1.0):
+        handle = await work.aenqueue()
+        await handle.aresult(10)  # the store was told that it is not held, and gave it again
+    assert given == [[handle.id]] * 2
+    assert starts == [handle.id]
+
+
+async def test_what_an_answer_to_a_beat_does_to_the_lease():
+    line = Line("default", Slots(1, 0))
+    now = lease_time()
+
+    def left() -> float:
+        return (line.lease.until - time.monotonic_ns()) / 1e9
+
+    def hear(at: float, orders: Orders | None) -> None:
+        line.hear(Heard("default", at, orders), 10.0)
+
+    hear(now, None)
+    assert line.lease.until == 0  # a store that refuses has never given us one
+    hear(now, Orders())
+    assert 9 < left() <= 10
+    hear(now + 5, None)
+    assert 14 < left() <= 15
+    hear(now + 16, None)  # too late: it may have given our jobs away before it refused
+    assert 14 < left() <= 15
+    hear(now + 20, Orders())
+    assert 29 < left() <= 30
+    hear(now + 21, Orders(lost=True))
+    assert line.lease.until == 0
+    hear(now + 22, None)
+    assert line.lease.until == 0
 
 
 async def test_cancelling_a_running_job_reaches_it_with_the_next_beat(app):

@@ -46,6 +46,22 @@ StopReason = Literal["timeout", "cancelled", "stopped", "lost"]
 """Why an attempt was told to stop: time is up, the job was cancelled, the worker stops, or the lease is lost."""
 
 
+class Lease:
+    """The right to run the jobs of a queue until a time, which whoever keeps it moves on. From any thread.
+
+    ``until`` is in nanoseconds of the monotonic clock. An attempt that would begin later does not: its job may be
+    another worker's by then, as after this process was stopped, or its interpreter held, for longer than the lease.
+    """
+
+    __slots__ = ("until",)
+
+    def __init__(self, until: int) -> None:
+        self.until = until
+
+
+FOREVER: Final = Lease(2**63 - 1)
+
+
 class Recipe(msgspec.Struct, frozen=True, eq=False):
     """What is to be known to run the jobs of one task from one queue, worked out once.
 
@@ -68,10 +84,19 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
     window: float
     ttl: int
     meter: Meter
+    lease: Lease = FOREVER
 
     @classmethod
     def of(
-        cls, task: Task[..., Any], queue: str, worker: str, finish: Callable[[Run], None], *, window: float, plain: bool
+        cls,
+        task: Task[..., Any],
+        queue: str,
+        worker: str,
+        finish: Callable[[Run], None],
+        *,
+        window: float,
+        plain: bool,
+        lease: Lease = FOREVER,
     ) -> Self:
         """Work it out. Raises `ConfigError` for annotations that cannot be used."""
         settings = task.settings
@@ -91,6 +116,7 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
             window,
             milliseconds(max(settings.result_ttl, window)),
             Meter(settings.name),
+            lease,
         )
 
     def overridden(self, options: Options) -> Recipe:
@@ -163,6 +189,12 @@ class Run(msgspec.Struct, eq=False):
     def attempt(self) -> int:
         """Its number, from 1. Hand-backs have numbers too: it tells attempts apart, and does not count failures."""
         return self.read_tally()[0].attempts + 1
+
+    def check_lease(self) -> None:
+        """Raise `asyncio.CancelledError` if the lease has run out. The attempt ends as lost then. From any thread."""
+        if monotonic_ns() > self.recipe.lease.until:
+            self.stop = "lost"
+            raise asyncio.CancelledError
 
     def read_tally(self) -> tuple[Tally, list[Attempt]]:
         """Return what happened before; one that cannot be read counts as none, since the job's next end rewrites it."""

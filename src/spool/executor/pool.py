@@ -60,7 +60,7 @@ class Threads:
 
     async def run(self, run: Run, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call ``fn`` in a thread, with this context's variables. Returns only when the thread is through with it."""
-        call = _ThreadCall(fn, args, kwargs, self._loop.create_future())
+        call = _ThreadCall(run, fn, args, kwargs, self._loop.create_future())
         self._busy += 1
         if self._busy > self._threads and self._threads < self._size:
             self._threads += 1
@@ -105,12 +105,29 @@ class Threads:
 
 
 class _ThreadCall:
-    __slots__ = ("_args", "_context", "_fn", "_kwargs", "_lock", "_stopped", "_thread", "error", "future", "value")
+    __slots__ = (
+        "_args",
+        "_context",
+        "_fn",
+        "_kwargs",
+        "_lock",
+        "_run",
+        "_stopped",
+        "_thread",
+        "error",
+        "future",
+        "value",
+    )
 
     def __init__(
-        self, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], future: asyncio.Future[None]
+        self,
+        run: Run,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        future: asyncio.Future[None],
     ) -> None:
-        self._fn, self._args, self._kwargs = fn, args, kwargs
+        self._run, self._fn, self._args, self._kwargs = run, fn, args, kwargs
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._thread: int | None = None
@@ -142,6 +159,7 @@ class _ThreadCall:
             self.error = asyncio.CancelledError()
             return
         try:
+            self._run.check_lease()  # the process may have been stopped on the way from the loop to here
             self.value = self._context.run(self._fn, *self._args, **self._kwargs)
         except BaseException as error:  # noqa: BLE001 - it is the task's, and the loop's thread will judge it
             self.error = error
@@ -219,8 +237,14 @@ class Processes:
         member = await self._take()
         run.inner = member
         try:
-            request = _Request(run.id, run.queue, body, run.tally, run.recipe.worker, run.offset)
-            return _open_reply(await member.ask(request))
+            while True:
+                run.check_lease()
+                until = run.recipe.lease.until
+                reply = await member.ask(
+                    _Request(run.id, run.queue, body, run.tally, run.recipe.worker, run.offset, until)
+                )
+                if reply != _LATE:
+                    return _open_reply(reply)
         finally:
             run.inner = None
             self._give(member)
@@ -405,6 +429,8 @@ def _ignore(_: Run) -> None:
 # In the process
 
 _STOP: Final = ["stop"]
+_LATE: Final = ["late"]
+"""The reply to a request that came when its lease had run out. It may have been renewed since: the worker knows."""
 
 
 def serve(sock: socket.socket) -> int:
@@ -441,9 +467,12 @@ class _Request(NamedTuple):
     tally: str
     worker: str
     offset: int
+    until: int
 
 
 def _attempt(tasks: Mapping[str, Recipe], of: _Request) -> list[Any]:
+    if monotonic_ns() > of.until:
+        return _LATE
     record = read_record(of.body)
     recipe = msgspec.structs.replace(tasks[record.task], queue=of.queue, worker=of.worker)
     if record.options is not None:

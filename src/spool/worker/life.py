@@ -84,7 +84,9 @@ class Life:
         self._executor = executor
         self._slots = slots
         self._loop = asyncio.get_running_loop()
-        self._intakes: dict[str, Intake] = {line.name: executor.intake(line.name, line.finish) for line in self.lines}
+        self._intakes: dict[str, Intake] = {
+            line.name: executor.intake(line.name, line.finish, line.lease) for line in self.lines
+        }
         self._unborn = {line.name for line in self.lines}
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
@@ -220,6 +222,10 @@ class Life:
         """Have the worker end when its jobs have."""
         self._worker.drain(reason)
 
+    def has_lapsed(self, line: Line) -> bool:
+        """Whether the lease has run out, as far as we know."""
+        return line.silence() > self._worker.lease
+
     @property
     def budget(self) -> float:
         """How many more jobs may be claimed."""
@@ -246,7 +252,7 @@ class Life:
     def hear(self, heard: Heard) -> None:
         """Note until when the lease holds, and have the orders obeyed."""
         line = self._by_name[heard.queue]
-        line.heard = max(line.heard, heard.at)
+        line.hear(heard, self._worker.lease)
         if heard.orders is not None:
             self._post(self._obey, line, heard)
 
@@ -306,7 +312,7 @@ class Life:
     def _stop_if_silent(self) -> None:
         silence = SILENCE * self._worker.lease
         for line in self.lines:
-            if line.running and line.heard < time.monotonic() - silence:
+            if line.running and line.silence() > silence:
                 logger.warning(
                     "worker %s has not heard from the store for %.3g s and stops its %d jobs of queue %s",
                     self._worker.name,
@@ -337,6 +343,8 @@ class Life:
         settlements = [run.settlement for run in batch if run.settlement is not None]
         metrics = pack({run.recipe.meter for run in batch})
         self._log(batch)
+        if len(settlements) < len(batch):
+            self._log_dropped(line, batch)
         if settlements:
             line.settle_seq += 1
             reply = await self.ask(Settle(line.name, self.incarnation, line.settle_seq, settlements, metrics))
@@ -353,6 +361,12 @@ class Life:
         again = [each.delay for each in settlements if isinstance(each, Retried | Released)]
         if again and min(again) <= 1000:
             self._loop.call_later(min(again) / 1000, self._claims.nudge)
+
+    def _log_dropped(self, line: Line, batch: Sequence[Run]) -> None:
+        dropped = [run.id for run in batch if run.stop == "lost" and not run.began]
+        if dropped:
+            message = "queue %s: %d jobs were not started, since their lease had run out by then: %s"
+            logger.warning(message, line.name, len(dropped), ", ".join(dropped[:20]))
 
     def _log(self, batch: Sequence[Run]) -> None:
         for run in batch:

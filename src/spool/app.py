@@ -40,7 +40,8 @@ from spool.retry import DEFAULT_BACKOFF, Backoff, Exceptions, checked_policy, de
 from spool.selection import Selection
 from spool.selection.criteria import StateName, When, criteria
 from spool.selection.walk import Steps, arun, look_up, run
-from spool.task import Call, Durability, Task, TaskKind, TaskSettings, check_count, seconds
+from spool.settings import Durability, TaskKind, TaskSettings, check_count, seconds
+from spool.task import Call, Task
 
 if TYPE_CHECKING:
     import asyncio

@@ -32,7 +32,8 @@ from spool.job import (
 )
 from spool.report import Meter
 from spool.retry import RetryPolicy, decide, delay
-from spool.task import Task, TaskKind
+from spool.settings import TaskKind
+from spool.task import Task
 
 MESSAGE_LIMIT: Final = 4 * 1024
 """Bytes of an exception's message that are kept."""

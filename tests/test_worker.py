@@ -571,6 +571,36 @@ async def test_only_a_silent_store_makes_a_worker_stop_its_jobs(app, wire, silen
     assert len(ends) == 1 + silent
 
 
+@pytest.mark.parametrize("by_call", [True, False])
+async def test_a_job_may_go_on_through_silence(app, wire, by_call):
+    gate = asyncio.Event()
+    ends = []
+
+    @app.task(on_disconnect="stop" if by_call else "continue")
+    async def wait() -> int:
+        try:
+            await gate.wait()
+        finally:
+            ends.append(current_job().id)
+        return current_job().attempt
+
+    def cut(_: Any) -> None:
+        raise BrokerUnavailable("cut") from TimeoutError()
+
+    async with running(app, lease=0.5):
+        goes_on = await wait.options(on_disconnect="continue" if by_call else None).aenqueue()
+        stops = await wait.options(on_disconnect="stop").aenqueue()
+        await aeventually(lambda: len(gate._waiters) == 2)
+        wire.before = cut
+        await aeventually(lambda: ends)
+        wire.before = lambda _: None
+        await aeventually(lambda: len(gate._waiters) == 2)  # what was stopped runs again
+        gate.set()
+        assert (await goes_on.aresult(5), await stops.aresult(5) > 1) == (1, True)
+    assert sorted(ends) == sorted([goes_on.id, stops.id, stops.id])
+    assert (await stats(app)).totals["done"] == 2
+
+
 def test_silence_is_told_from_an_answer():
     def wrapped(cause: BaseException) -> BaseException:
         error = BrokerUnavailable("x")
@@ -633,6 +663,77 @@ async def test_a_worker_that_lost_its_lease_stops_its_jobs_and_comes_back(app, w
     assert ends == [1, 2]
     assert len(set(lives)) == 2
     assert {settle.incarnation for settle in wire.all(Settle)} == {lives[1]}
+
+
+@asynccontextmanager
+async def surviving(app: Spool, wire: Wire, **settings: Any) -> AsyncIterator[tuple[Any, ...]]:
+    """A worker in its second life, with a job of its first that runs on, and runs again: each until its gate opens."""
+    gates: list[asyncio.Event] = []
+    lives: list[str] = []
+    ends: list[str] = []
+
+    @app.task(on_disconnect="continue")
+    async def wait() -> str:
+        how = "cut"
+        try:
+            gates.append(asyncio.Event())
+            await gates[-1].wait()
+            how = "through"
+        finally:
+            ends.append(how)
+        return how
+
+    worker = Worker(app, on_life=lives.append, lease=1.0, concurrency=2, **settings)
+    worker.task = asyncio.create_task(worker.run())
+    await aeventually(lambda: lives)
+    handle = await wait.aenqueue()
+    await aeventually(lambda: len(gates) == 1)
+    await app.broker.acall(Retire("default", lives[0], "lost"))
+    await aeventually(lambda: len(gates) == 2)
+    assert (len(lives), ends) == (2, [])
+    yield worker, handle, gates, ends
+    worker.stop()
+    await asyncio.wait_for(worker.task, 10)
+    assert {settle.incarnation for settle in wire.all(Settle) if settle.settlements} <= {lives[1]}
+
+
+async def test_a_job_that_outlives_the_lease_holds_its_slot_and_settles_nothing(app, wire):
+    @app.task
+    async def quick() -> int:
+        return 1
+
+    async with surviving(app, wire) as (worker, handle, gates, ends):
+        assert worker._life.running == 2  # as the worker's row shows
+        waiting = await quick.aenqueue()
+        claims, beats = len(wire.all(Claim)), len(wire.all(Beat))
+        await aeventually(lambda: len(wire.all(Beat)) > beats + 3)
+        assert len(wire.all(Claim)) == claims  # both slots are taken
+        gates[0].set()
+        assert await waiting.aresult(5) == 1
+        assert (worker._life.running, ends) == (1, ["through"])
+        assert await handle.astatus() is State.RUNNING
+        gates[1].set()
+        assert await handle.aresult(5) == "through"
+    assert (await stats(app)).totals["done"] == 2
+
+
+async def test_a_job_that_outlived_the_lease_is_waited_for_when_the_worker_stops(app, wire):
+    async with surviving(app, wire) as (worker, handle, gates, ends):
+        worker.stop()
+        gates[1].set()
+        assert await handle.aresult(5) == "through"
+        assert not worker.task.done()
+        gates[0].set()
+        await asyncio.wait_for(worker.task, 5)
+        assert ends == ["through"] * 2
+
+
+async def test_a_job_that_outlived_the_lease_is_stopped_when_the_grace_is_over(app, wire):
+    async with surviving(app, wire, grace=0.0) as (worker, handle, _, ends):
+        worker.stop()
+        await asyncio.wait_for(worker.task, 5)
+        assert ends == ["cut"] * 2
+        assert await handle.astatus() is State.READY
 
 
 async def test_a_lease_that_ran_out_unnoticed_is_renewed(app, wire):

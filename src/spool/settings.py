@@ -17,6 +17,9 @@ TaskKind = Literal["async", "thread", "process"]
 Durability = Literal["fsync"] | None
 """When an enqueue is acknowledged: "fsync" is on the disk, None as the store is set up."""
 
+OnDisconnect = Literal["stop", "continue"]
+"""What becomes of a running job when its worker cannot reach the store."""
+
 #: No one plans further ahead, and the milliseconds stay exact in every store.
 MAX_SECONDS: Final = 100 * 366 * 86_400
 
@@ -36,6 +39,7 @@ class TaskSettings(msgspec.Struct, frozen=True):
     timeout: float | None = None
     result_ttl: float = 3600.0
     max_crashes: int = 3
+    on_disconnect: OnDisconnect = "stop"
 
     def __post_init__(self) -> None:
         check_name("task", self.name)
@@ -46,6 +50,7 @@ class TaskSettings(msgspec.Struct, frozen=True):
         if self.timeout is not None:
             attempt_timeout(self.timeout)
         seconds("result_ttl", self.result_ttl)
+        check_on_disconnect(self.on_disconnect)
 
 
 def check_priority(priority: object) -> int:
@@ -77,6 +82,13 @@ def attempt_timeout(value: object) -> float:
     return timeout
 
 
+def check_on_disconnect(value: object) -> str:
+    """Return it as it is. Raises `ConfigError`."""
+    if not isinstance(value, str) or value not in ("stop", "continue"):
+        raise ConfigError(f"on_disconnect must be 'stop' or 'continue', not {value!r}")
+    return value
+
+
 def check_durability(durability: object) -> bool:
     """Return whether an enqueue is to be on the disk. Raises `ConfigError`."""
     if durability not in ("fsync", None):
@@ -85,7 +97,10 @@ def check_durability(durability: object) -> bool:
 
 
 def overrides(
-    retries: int | None, timeout: float | dt.timedelta | None, result_ttl: float | dt.timedelta | None
+    retries: int | None,
+    timeout: float | dt.timedelta | None,
+    result_ttl: float | dt.timedelta | None,
+    on_disconnect: OnDisconnect | None,
 ) -> Options | None:
     """Return what a call overrides, None for nothing. Raises `ConfigError`."""
     if retries is not None:
@@ -94,6 +109,7 @@ def overrides(
         retries,
         None if timeout is None else attempt_timeout(timeout),
         None if result_ttl is None else seconds("result_ttl", result_ttl),
+        None if on_disconnect is None else check_on_disconnect(on_disconnect),
     )
     return None if options == Options() else options
 

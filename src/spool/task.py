@@ -32,6 +32,7 @@ from spool.job import (
 from spool.payload import Signature, write_result
 from spool.settings import (
     Durability,
+    OnDisconnect,
     TaskSettings,
     check_durability,
     check_priority,
@@ -174,6 +175,7 @@ class Task(Generic[P, R_co, C_co]):
         retries: int | None = None,
         timeout: float | dt.timedelta | None = None,
         result_ttl: float | dt.timedelta | None = None,
+        on_disconnect: OnDisconnect | None = None,
         headers: Mapping[str, str] | None = None,
         durability: Durability = None,
     ) -> Configured[P, R_co]:
@@ -210,7 +212,7 @@ class Task(Generic[P, R_co, C_co]):
                 id=None if id is None else check_name("job id", id),
                 delay=0 if delay is None else round(seconds("delay", delay) * 1000),
                 due=due_time(at, delay),
-                options=overrides(retries, timeout, result_ttl),
+                options=overrides(retries, timeout, result_ttl, on_disconnect),
                 headers=checked_headers(headers),
                 durable=check_durability(durability),
             ),

@@ -433,4 +433,5 @@ def _unreadable(queue: str, worker: str, finish: Finish) -> Recipe:
         window=0,
         ttl=0,
         meter=Meter(""),
+        runs_on=False,
     )

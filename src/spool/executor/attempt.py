@@ -85,6 +85,8 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
     window: float
     ttl: int
     meter: Meter
+    runs_on: bool
+    """Whether it goes on when the store is silent, or the lease lost."""
     lease: Lease = FOREVER
 
     @classmethod
@@ -117,6 +119,7 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
             window,
             milliseconds(max(settings.result_ttl, window)),
             Meter(settings.name),
+            settings.on_disconnect == "continue",
             lease,
         )
 
@@ -128,7 +131,8 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
         if options.result_ttl is not None:
             keep, ttl = options.result_ttl > 0, milliseconds(max(options.result_ttl, self.window))
         timeout = self.timeout if options.timeout is None else options.timeout
-        return msgspec.structs.replace(self, policy=policy, timeout=timeout, keep=keep, ttl=ttl)
+        runs_on = self.runs_on if options.on_disconnect is None else options.on_disconnect == "continue"
+        return msgspec.structs.replace(self, policy=policy, timeout=timeout, keep=keep, ttl=ttl, runs_on=runs_on)
 
 
 class Interruptible(Protocol):

@@ -155,9 +155,11 @@ class Worker:
             for lifespan in self.app.lifespans:
                 await stack.enter_async_context(lifespan(self.app))
             slots = Slots(self.concurrency, self.pool_size)
+            survivors: list[Run] = []
             while not self.stopping:
-                self._life = Life(self, executor, slots, keeper)
+                self._life = Life(self, executor, slots, keeper, survivors)
                 await self._live(self._life)
+                survivors = self._life.survivors()
             if self.condemned and self._link is not None:
                 await self._link.die(self._late)
 

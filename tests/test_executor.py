@@ -18,7 +18,7 @@ from spool.executor.attempt import MESSAGE_LIMIT, TRACEBACK_LIMIT
 from spool.executor.pool import Processes
 from spool.job import VERSION, Attempt, Tally, encode_record, read_ending, read_record, read_tally
 from spool.report import pack
-from tests import shop
+from tests import lifespan_shop, shop
 from tests.eventually import aeventually
 from tests.tallies import write_tally
 
@@ -855,3 +855,57 @@ async def test_a_task_waiting_for_a_process_can_be_stopped(bench, tmp_path):
 async def test_without_a_pool_process_tasks_fail_by_name():
     run = await Bench(shop.app).run(shop.where.call())
     assert "no process pool" in last_attempt(run).message
+
+
+# Lifespans in processes
+
+
+@pytest.fixture
+async def living(tmp_path, monkeypatch) -> AsyncIterator[Bench]:
+    monkeypatch.setenv("SPOOL_TEST_LOG", str(tmp_path / "log"))
+    bench = Bench(lifespan_shop.app, processes=Processes("tests.lifespan_shop:app", 1))
+    bench.processes = bench.executor._processes
+    bench.log = tmp_path / "log"
+    yield bench
+    bench.processes.close()
+
+
+def pids(bench: Bench, word: str) -> list[int]:
+    return [int(line.split()[1]) for line in shop.lines(bench.log, word)]
+
+
+async def test_lifespans_surround_the_life_of_each_process(living):
+    await living.processes.start()
+    pid, entered = result_of(await living.run(lifespan_shop.use.call()))
+    assert (entered, pids(living, "in"), pids(living, "out")) == ("model", [pid], [])
+    os.kill(pid, signal.SIGKILL)
+    await aeventually(lambda: len(pids(living, "in")) == 2)
+    other, _ = result_of(await living.run(lifespan_shop.use.call()))
+    assert pids(living, "in") == [pid, other]
+    await living.processes.aclose(10)
+    assert pids(living, "out") == [other]
+
+
+async def test_a_lifespan_that_fails_keeps_the_pool_from_starting(living, caplog):
+    living.log.with_name("log.broken").touch()
+    with pytest.raises(RuntimeError, match="lifespan failed in a process of the pool: OSError: no model"):
+        await living.processes.start()
+    assert "lifespan_shop.py" in caplog.text  # the traceback
+
+
+async def test_a_lifespan_that_fails_later_harms_no_job_and_is_tried_less_and_less_often(living):
+    await living.processes.start()
+    broken = living.log.with_name("log.broken")
+    broken.touch()
+    (first,) = pids(living, "in")
+    os.kill(first, signal.SIGKILL)
+    await aeventually(lambda: len(pids(living, "try")) == 3)
+    run = living.start(lifespan_shop.use.call())
+    await aeventually(lambda: len(pids(living, "try")) == 4)
+    assert not run.ended
+    tries = [float(line.split()[2]) for line in shop.lines(living.log, "try")]
+    assert tries[2] - tries[1] >= 0.9
+    assert tries[3] - tries[2] >= 1.9
+    broken.unlink()
+    assert await asyncio.wait_for(living.ended.get(), 20) is run
+    assert result_of(run)[1] == "model"

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -45,6 +46,7 @@ from spool.report import read_row, unpack
 from spool.worker import Worker
 from spool.worker.heartbeat import Heard, is_silence, lease_time
 from spool.worker.slots import Line, Slots
+from tests import lifespan_shop, shop
 from tests.contract.driver import job
 from tests.eventually import aeventually
 
@@ -347,6 +349,20 @@ async def test_a_lifespan_that_fails_keeps_the_worker_from_starting(app, wire):
     with pytest.raises(OSError, match="no database"):
         await Worker(app).run()
     assert wire.sent == []
+
+
+async def test_processes_of_the_pool_have_left_their_lifespans_when_the_worker_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPOOL_TEST_LOG", str(tmp_path / "log"))
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    broker, app = connect(url), lifespan_shop.app
+    with app.using(broker):
+        async with running(app, pool_size=1, target="tests.lifespan_shop:app", url=url):
+            pid, entered = await (await lifespan_shop.use.aenqueue()).aresult(10)
+    await broker.aclose()
+    words = [line.split()[:2] for line in shop.lines(tmp_path / "log")]
+    assert entered == "model"
+    assert [word for word, of in words if of == str(pid)] == ["try", "in", "out"]
+    assert [word for word, of in words if of == str(os.getpid())] == ["try", "in", "out"]
 
 
 async def test_metrics_travel_with_the_settles(app):

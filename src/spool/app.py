@@ -198,7 +198,7 @@ class Spool:
         return task
 
     def lifespan(self, fn: L) -> L:
-        """Declare what surrounds the life of each worker process: pools, clients, models to load.
+        """Declare what surrounds the life of each worker process, and of each in its pool: clients, models to load.
 
         ``fn`` takes the app and returns an async context manager, or is an async generator function that yields once.
         It may be used more than once; what was entered first is left last.

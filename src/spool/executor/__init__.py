@@ -31,7 +31,8 @@ from spool.executor.attempt import (
     judge,
     released,
 )
-from spool.executor.pool import ProcessDied, RemoteFailure, Threads
+from spool.executor.pool import ProcessDied, RemoteFailure
+from spool.executor.threads import Threads
 from spool.job import NIL, VERSION, Record, encode_record, read_record
 from spool.report import Meter
 from spool.retry import RetryPolicy

@@ -337,7 +337,7 @@ def _text(error: BaseException) -> str:
         return f"(no message: its __str__ raised {type(problem).__name__})"
 
 
-_OURS: Final = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("__init__", "pool"))
+_OURS: Final = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("__init__", "threads", "process"))
 """The files whose frames lie between the worker and a task."""
 
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Protocol
+from typing import Final, Protocol
 
 from spool.app import Spool
 from spool.broker import Settlement
@@ -25,6 +25,10 @@ from spool.worker.life import Life
 from spool.worker.slots import Slots
 
 logger = logging.getLogger("spool.worker")
+
+
+LEAVE: Final = 3.0
+"""Seconds that processes of the pool get to leave their lifespans when the worker ends in order."""
 
 
 class Link(Keeper, Protocol):
@@ -169,7 +173,7 @@ class Worker:
             if self._target is None:
                 raise ConfigError("a process pool needs to know where the app is: Worker(target='module:attribute')")
             processes = Processes(self._target, self.pool_size, url=self._url)
-            stack.callback(processes.close)
+            stack.push_async_callback(self._close_processes, processes)
             await processes.start()
         executor = Executor(
             self.app,
@@ -182,6 +186,10 @@ class Worker:
         )
         stack.callback(executor.close)
         return executor
+
+    async def _close_processes(self, processes: Processes) -> None:
+        in_order = self.app.lifespans and not self._now.is_set()
+        await processes.aclose(LEAVE if in_order else 0.0)
 
     def _open_heart(self, stack: AsyncExitStack) -> Heart:
         heart = Heart(self.app.broker, self.lease)

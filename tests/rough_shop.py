@@ -30,6 +30,14 @@ async def nap(path: str, seconds: float) -> int:
     return os.getpid()
 
 
+@app.task(backoff=SOON, priority="critical")
+async def faint(path: str) -> None:
+    """Have the whole process stopped where it stands, once: what was claimed along with this has yet to begin."""
+    if current_job().attempt == 1:
+        write(path, "faint")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
 @app.task(backoff=SOON)
 async def ruin(path: str, how: str) -> None:
     """Take the worker process down."""

@@ -75,6 +75,7 @@ class TestDeclaring:
             "thread",
         )
         assert (settings.timeout, settings.result_ttl, settings.max_crashes) == (None, 3600, 3)
+        assert settings.on_disconnect == "stop"
         assert settings.retry == RetryPolicy(retries=3, backoff=Backoff(base=1, cap=300, factor=2, jitter=True))
 
     def test_settings(self, app):
@@ -89,13 +90,14 @@ class TestDeclaring:
             timeout=30,
             result_ttl=0,
             max_crashes=1,
+            on_disconnect="continue",
         )
         async def send(): ...
 
         settings = send.settings
         assert app.tasks == {"mail.send": send}
         assert (settings.queue, settings.priority, settings.kind, settings.timeout) == ("mail", "high", "async", 30)
-        assert (settings.result_ttl, settings.max_crashes) == (0, 1)
+        assert (settings.result_ttl, settings.max_crashes, settings.on_disconnect) == (0, 1, "continue")
         assert settings.retry == RetryPolicy(5, Backoff(base=2), (OSError,), (FileNotFoundError, PermissionError))
 
     def test_brackets_without_settings(self, app):

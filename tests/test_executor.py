@@ -13,12 +13,12 @@ import pytest
 
 from spool import Backoff, Call, Cancel, Release, Retry, Spool, current_job
 from spool.broker import Cancelled, Died, Done, Released, Retried
-from spool.executor import Executor, JobContext, Run
+from spool.executor import Executor, JobContext, Lease, Run
 from spool.executor.attempt import MESSAGE_LIMIT, TRACEBACK_LIMIT
 from spool.executor.pool import Processes
 from spool.job import VERSION, Attempt, Tally, encode_record, read_ending, read_record, read_tally
 from spool.report import pack
-from tests import shop
+from tests import lifespan_shop, shop
 from tests.eventually import aeventually
 from tests.tallies import write_tally
 
@@ -32,7 +32,8 @@ class Bench:
     def __init__(self, app: Spool, **settings: Any) -> None:
         self.ended: asyncio.Queue[Run] = asyncio.Queue()
         self.executor = Executor(app, "host:1", **settings)
-        self.intake = self.executor.intake("mail", self.ended.put_nowait)
+        self.lease = Lease(time.monotonic_ns() + 60_000_000_000)
+        self.intake = self.executor.intake("mail", self.ended.put_nowait, self.lease)
 
     def start(self, call: Call, tally: str = "", **changes: Any) -> Run:
         body = call.job.record
@@ -571,6 +572,45 @@ async def test_cancelling_the_loops_tasks_ends_the_attempts(app):
     assert isinstance(run.settlement, Retried)
 
 
+# The lease
+
+
+async def test_no_attempt_begins_when_the_lease_has_run_out(app):
+    begun = []
+
+    @app.task
+    async def work(name: str) -> None:
+        begun.append(name)
+        if name == "first":
+            bench.lease.until = 0  # as after the process was stopped right here
+
+    bench = Bench(app)
+    runs = [bench.start(work.call(name)) for name in ("first", "second", "third")]
+    async with asyncio.timeout(10):
+        ended = {await bench.ended.get() for _ in runs}
+    assert ended == set(runs)
+    assert begun == ["first"]
+    assert isinstance(runs[0].settlement, Done)
+    assert [(run.settlement, run.stop, run.began) for run in runs[1:]] == [(None, "lost", 0)] * 2
+
+
+async def test_a_lease_that_runs_out_on_the_way_to_the_thread_keeps_the_task_from_beginning(app):
+    begun = []
+
+    @app.middleware
+    async def slow(_, call_next):
+        bench.lease.until = 0
+        return await call_next()
+
+    @app.task
+    def work() -> None:
+        begun.append(1)
+
+    bench = Bench(app)
+    run = await bench.run(work.call())
+    assert (begun, run.settlement, run.stop) == ([], None, "lost")
+
+
 # Context and middleware
 
 
@@ -776,6 +816,28 @@ async def test_the_pool_outlives_its_nursery(bench):
     assert result_of(run)[1] == "well"
 
 
+@pytest.mark.parametrize("renewed", [True, False])
+async def test_a_process_that_was_stopped_begins_a_task_only_if_the_lease_holds(bench, tmp_path, renewed):
+    log = tmp_path / "log"
+    for pid in bench.processes.pids:
+        os.kill(pid, signal.SIGSTOP)
+    bench.lease.until = time.monotonic_ns() + 500_000_000
+    run = bench.start(shop.hang.options(timeout=60).call(str(log), stubborn=False))
+    await aeventually(lambda: time.monotonic_ns() > bench.lease.until)
+    if renewed:
+        bench.lease.until += 60_000_000_000
+    for pid in bench.processes.pids:
+        os.kill(pid, signal.SIGCONT)
+    if renewed:
+        await aeventually(lambda: shop.lines(log, "start"))
+        bench.executor.stop(run, "cancelled")
+    assert await asyncio.wait_for(bench.ended.get(), 10) is run
+    if not renewed:
+        assert (run.settlement, run.stop, shop.lines(log)) == (None, "lost", [])
+        bench.lease.until += 60_000_000_000
+        assert result_of(await bench.run(shop.where.call("well")))[1] == "well"  # the process is of use still
+
+
 async def test_a_task_waiting_for_a_process_can_be_stopped(bench, tmp_path):
     log = tmp_path / "log"
     hanging = [bench.start(shop.hang.options(timeout=60).call(str(log), stubborn=False)) for _ in range(2)]
@@ -793,3 +855,57 @@ async def test_a_task_waiting_for_a_process_can_be_stopped(bench, tmp_path):
 async def test_without_a_pool_process_tasks_fail_by_name():
     run = await Bench(shop.app).run(shop.where.call())
     assert "no process pool" in last_attempt(run).message
+
+
+# Lifespans in processes
+
+
+@pytest.fixture
+async def living(tmp_path, monkeypatch) -> AsyncIterator[Bench]:
+    monkeypatch.setenv("SPOOL_TEST_LOG", str(tmp_path / "log"))
+    bench = Bench(lifespan_shop.app, processes=Processes("tests.lifespan_shop:app", 1))
+    bench.processes = bench.executor._processes
+    bench.log = tmp_path / "log"
+    yield bench
+    bench.processes.close()
+
+
+def pids(bench: Bench, word: str) -> list[int]:
+    return [int(line.split()[1]) for line in shop.lines(bench.log, word)]
+
+
+async def test_lifespans_surround_the_life_of_each_process(living):
+    await living.processes.start()
+    pid, entered = result_of(await living.run(lifespan_shop.use.call()))
+    assert (entered, pids(living, "in"), pids(living, "out")) == ("model", [pid], [])
+    os.kill(pid, signal.SIGKILL)
+    await aeventually(lambda: len(pids(living, "in")) == 2)
+    other, _ = result_of(await living.run(lifespan_shop.use.call()))
+    assert pids(living, "in") == [pid, other]
+    await living.processes.aclose(10)
+    assert pids(living, "out") == [other]
+
+
+async def test_a_lifespan_that_fails_keeps_the_pool_from_starting(living, caplog):
+    living.log.with_name("log.broken").touch()
+    with pytest.raises(RuntimeError, match="lifespan failed in a process of the pool: OSError: no model"):
+        await living.processes.start()
+    assert "lifespan_shop.py" in caplog.text  # the traceback
+
+
+async def test_a_lifespan_that_fails_later_harms_no_job_and_is_tried_less_and_less_often(living):
+    await living.processes.start()
+    broken = living.log.with_name("log.broken")
+    broken.touch()
+    (first,) = pids(living, "in")
+    os.kill(first, signal.SIGKILL)
+    await aeventually(lambda: len(pids(living, "try")) == 3)
+    run = living.start(lifespan_shop.use.call())
+    await aeventually(lambda: len(pids(living, "try")) == 4)
+    assert not run.ended
+    tries = [float(line.split()[2]) for line in shop.lines(living.log, "try")]
+    assert tries[2] - tries[1] >= 0.9
+    assert tries[3] - tries[2] >= 1.9
+    broken.unlink()
+    assert await asyncio.wait_for(living.ended.get(), 20) is run
+    assert result_of(run)[1] == "model"

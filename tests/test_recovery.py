@@ -173,6 +173,29 @@ def test_a_stopped_child_is_killed_and_replaced(broker, url, log):
     assert totals(broker)["lost"] == 1
 
 
+def test_what_a_worker_had_claimed_when_it_was_stopped_does_not_begin_when_it_wakes(broker, url, log):
+    handles = [shop.nap.enqueue(log, 0.0) for _ in range(8)]
+    shop.faint.enqueue(log)
+    code = """
+import asyncio
+from tests.rough_shop import app
+asyncio.run(app.run_worker(["default", "own"], concurrency=40, lease=1.0))
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        try:
+            eventually(lambda: said(log, "faint"))
+            with Fleet(options(url)):
+                assert process.pid not in [handle.result(20) for handle in handles]
+                process.send_signal(signal.SIGCONT)
+                # It lives on, and by now it would have begun what it was about to begin.
+                assert shop.nap.options(queue="own").enqueue(log, 0.0).result(20) == process.pid
+        finally:
+            process.kill()
+    started = [job for job, _, _ in said(log, "start")]
+    assert len(started) == len(set(started)) == 9
+    assert totals(broker)["lost"] == 9
+
+
 # Poison
 
 

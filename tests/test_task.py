@@ -121,6 +121,9 @@ class TestTask:
             ({"priority": "urgent"}, "priority 'urgent' is not one of critical, high, normal, low, background"),
             ({"queue": "a b"}, "queue 'a b' is not usable"),
             ({"queue": ""}, "queue '' is not usable"),
+            ({"on_disconnect": "pause"}, "^on_disconnect must be 'stop' or 'continue', not 'pause'$"),
+            ({"on_disconnect": True}, "^on_disconnect must be 'stop' or 'continue', not True$"),
+            ({"on_disconnect": ["stop"]}, "^on_disconnect must be 'stop' or 'continue', not \\['stop'\\]$"),
         ],
     )
     def test_settings_that_cannot_be_used(self, app, send, setting, message):
@@ -219,12 +222,18 @@ class TestEnqueue:
 class TestOptions:
     def test_they_override_the_declaration(self, broker, send):
         handle = send.options(
-            queue="other", priority="critical", retries=0, timeout=1.5, result_ttl=0, headers={"trace": "1"}
+            queue="other",
+            priority="critical",
+            retries=0,
+            timeout=1.5,
+            result_ttl=0,
+            on_disconnect="continue",
+            headers={"trace": "1"},
         ).enqueue("x")
         record = record_of(broker, handle)
         assert handle.queue == "other"
         assert record.priority == 0
-        assert record.options == Options(0, 1.5, 0)
+        assert record.options == Options(0, 1.5, 0, "continue")
         assert record.headers == {"trace": "1"}
 
     def test_they_are_for_that_call_only(self, broker, send):

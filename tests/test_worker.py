@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -43,7 +44,9 @@ from spool.broker import (
 from spool.job import view
 from spool.report import read_row, unpack
 from spool.worker import Worker
-from spool.worker.heartbeat import is_silence
+from spool.worker.heartbeat import Heard, is_silence, lease_time
+from spool.worker.slots import Line, Slots
+from tests import lifespan_shop, shop
 from tests.contract.driver import job
 from tests.eventually import aeventually
 
@@ -348,6 +351,20 @@ async def test_a_lifespan_that_fails_keeps_the_worker_from_starting(app, wire):
     assert wire.sent == []
 
 
+async def test_processes_of_the_pool_have_left_their_lifespans_when_the_worker_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPOOL_TEST_LOG", str(tmp_path / "log"))
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    broker, app = connect(url), lifespan_shop.app
+    with app.using(broker):
+        async with running(app, pool_size=1, target="tests.lifespan_shop:app", url=url):
+            pid, entered = await (await lifespan_shop.use.aenqueue()).aresult(10)
+    await broker.aclose()
+    words = [line.split()[:2] for line in shop.lines(tmp_path / "log")]
+    assert entered == "model"
+    assert [word for word, of in words if of == str(pid)] == ["try", "in", "out"]
+    assert [word for word, of in words if of == str(os.getpid())] == ["try", "in", "out"]
+
+
 async def test_metrics_travel_with_the_settles(app):
     @app.task(retries=0)
     async def work(*, fail: bool) -> None:
@@ -570,6 +587,36 @@ async def test_only_a_silent_store_makes_a_worker_stop_its_jobs(app, wire, silen
     assert len(ends) == 1 + silent
 
 
+@pytest.mark.parametrize("by_call", [True, False])
+async def test_a_job_may_go_on_through_silence(app, wire, by_call):
+    gate = asyncio.Event()
+    ends = []
+
+    @app.task(on_disconnect="stop" if by_call else "continue")
+    async def wait() -> int:
+        try:
+            await gate.wait()
+        finally:
+            ends.append(current_job().id)
+        return current_job().attempt
+
+    def cut(_: Any) -> None:
+        raise BrokerUnavailable("cut") from TimeoutError()
+
+    async with running(app, lease=0.5):
+        goes_on = await wait.options(on_disconnect="continue" if by_call else None).aenqueue()
+        stops = await wait.options(on_disconnect="stop").aenqueue()
+        await aeventually(lambda: len(gate._waiters) == 2)
+        wire.before = cut
+        await aeventually(lambda: ends)
+        wire.before = lambda _: None
+        await aeventually(lambda: len(gate._waiters) == 2)  # what was stopped runs again
+        gate.set()
+        assert (await goes_on.aresult(5), await stops.aresult(5) > 1) == (1, True)
+    assert sorted(ends) == sorted([goes_on.id, stops.id, stops.id])
+    assert (await stats(app)).totals["done"] == 2
+
+
 def test_silence_is_told_from_an_answer():
     def wrapped(cause: BaseException) -> BaseException:
         error = BrokerUnavailable("x")
@@ -634,6 +681,77 @@ async def test_a_worker_that_lost_its_lease_stops_its_jobs_and_comes_back(app, w
     assert {settle.incarnation for settle in wire.all(Settle)} == {lives[1]}
 
 
+@asynccontextmanager
+async def surviving(app: Spool, wire: Wire, **settings: Any) -> AsyncIterator[tuple[Any, ...]]:
+    """A worker in its second life, with a job of its first that runs on, and runs again: each until its gate opens."""
+    gates: list[asyncio.Event] = []
+    lives: list[str] = []
+    ends: list[str] = []
+
+    @app.task(on_disconnect="continue")
+    async def wait() -> str:
+        how = "cut"
+        try:
+            gates.append(asyncio.Event())
+            await gates[-1].wait()
+            how = "through"
+        finally:
+            ends.append(how)
+        return how
+
+    worker = Worker(app, on_life=lives.append, lease=1.0, concurrency=2, **settings)
+    worker.task = asyncio.create_task(worker.run())
+    await aeventually(lambda: lives)
+    handle = await wait.aenqueue()
+    await aeventually(lambda: len(gates) == 1)
+    await app.broker.acall(Retire("default", lives[0], "lost"))
+    await aeventually(lambda: len(gates) == 2)
+    assert (len(lives), ends) == (2, [])
+    yield worker, handle, gates, ends
+    worker.stop()
+    await asyncio.wait_for(worker.task, 10)
+    assert {settle.incarnation for settle in wire.all(Settle) if settle.settlements} <= {lives[1]}
+
+
+async def test_a_job_that_outlives_the_lease_holds_its_slot_and_settles_nothing(app, wire):
+    @app.task
+    async def quick() -> int:
+        return 1
+
+    async with surviving(app, wire) as (worker, handle, gates, ends):
+        assert worker._life.running == 2  # as the worker's row shows
+        waiting = await quick.aenqueue()
+        claims, beats = len(wire.all(Claim)), len(wire.all(Beat))
+        await aeventually(lambda: len(wire.all(Beat)) > beats + 3)
+        assert len(wire.all(Claim)) == claims  # both slots are taken
+        gates[0].set()
+        assert await waiting.aresult(5) == 1
+        assert (worker._life.running, ends) == (1, ["through"])
+        assert await handle.astatus() is State.RUNNING
+        gates[1].set()
+        assert await handle.aresult(5) == "through"
+    assert (await stats(app)).totals["done"] == 2
+
+
+async def test_a_job_that_outlived_the_lease_is_waited_for_when_the_worker_stops(app, wire):
+    async with surviving(app, wire) as (worker, handle, gates, ends):
+        worker.stop()
+        gates[1].set()
+        assert await handle.aresult(5) == "through"
+        assert not worker.task.done()
+        gates[0].set()
+        await asyncio.wait_for(worker.task, 5)
+        assert ends == ["through"] * 2
+
+
+async def test_a_job_that_outlived_the_lease_is_stopped_when_the_grace_is_over(app, wire):
+    async with surviving(app, wire, grace=0.0) as (worker, handle, _, ends):
+        worker.stop()
+        await asyncio.wait_for(worker.task, 5)
+        assert ends == ["cut"] * 2
+        assert await handle.astatus() is State.READY
+
+
 async def test_a_lease_that_ran_out_unnoticed_is_renewed(app, wire):
     @app.task
     async def work() -> int:
@@ -653,6 +771,59 @@ async def test_a_lease_that_ran_out_unnoticed_is_renewed(app, wire):
         assert await (await work.aenqueue()).aresult(5) == 1
         assert worker._life.incarnation == before
     assert left == 0
+
+
+async def test_jobs_whose_claim_was_answered_a_lease_later_do_not_begin(app, wire, monkeypatch):
+    starts = []
+    skipped = 0.0
+    given = []
+
+    @app.task
+    async def work() -> None:
+        starts.append(current_job().id)
+
+    def sleep_once(verb: Any, reply: Any) -> Any:
+        nonlocal skipped
+        if isinstance(verb, Claim) and reply.jobs:
+            given.append([id for id, _ in reply.jobs])
+            skipped = 100.0  # as when the machine slept while the answer was on its way
+            assert starts == []
+        return reply
+
+    for module in ("heartbeat", "slots"):
+        monkeypatch.setattr(f"spool.worker.{module}.lease_time", lambda: lease_time() + skipped)
+    wire.after = sleep_once
+    async with running(app, lease=1.0):
+        handle = await work.aenqueue()
+        await handle.aresult(10)  # the store was told that it is not held, and gave it again
+    assert given == [[handle.id]] * 2
+    assert starts == [handle.id]
+
+
+async def test_what_an_answer_to_a_beat_does_to_the_lease():
+    line = Line("default", Slots(1, 0))
+    now = lease_time()
+
+    def left() -> float:
+        return (line.lease.until - time.monotonic_ns()) / 1e9
+
+    def hear(at: float, orders: Orders | None) -> None:
+        line.hear(Heard("default", at, orders), 10.0)
+
+    hear(now, None)
+    assert line.lease.until == 0  # a store that refuses has never given us one
+    hear(now, Orders())
+    assert 9 < left() <= 10
+    hear(now + 5, None)
+    assert 14 < left() <= 15
+    hear(now + 16, None)  # too late: it may have given our jobs away before it refused
+    assert 14 < left() <= 15
+    hear(now + 20, Orders())
+    assert 29 < left() <= 30
+    hear(now + 21, Orders(lost=True))
+    assert line.lease.until == 0
+    hear(now + 22, None)
+    assert line.lease.until == 0
 
 
 async def test_cancelling_a_running_job_reaches_it_with_the_next_beat(app):

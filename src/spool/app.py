@@ -40,7 +40,8 @@ from spool.retry import DEFAULT_BACKOFF, Backoff, Exceptions, checked_policy, de
 from spool.selection import Selection
 from spool.selection.criteria import StateName, When, criteria
 from spool.selection.walk import Steps, arun, look_up, run
-from spool.task import Call, Durability, Task, TaskKind, TaskSettings, check_count, seconds
+from spool.settings import Durability, OnDisconnect, TaskKind, TaskSettings, check_count, seconds
+from spool.task import Call, Task
 
 if TYPE_CHECKING:
     import asyncio
@@ -140,6 +141,7 @@ class Spool:
         timeout: float | dt.timedelta | None = None,
         result_ttl: float | dt.timedelta = 3600.0,
         max_crashes: int = 3,
+        on_disconnect: OnDisconnect = "stop",
         process: bool = False,
     ) -> TaskDecorator: ...
 
@@ -158,6 +160,7 @@ class Spool:
         timeout: float | dt.timedelta | None = None,
         result_ttl: float | dt.timedelta = 3600.0,
         max_crashes: int = 3,
+        on_disconnect: OnDisconnect = "stop",
         process: bool = False,
     ) -> Any:
         """Declare a function as a task; with or without settings.
@@ -167,7 +170,9 @@ class Spool:
         not of ``no_retry_on``. ``timeout`` limits one attempt, in seconds (default: none). The result is kept for
         ``result_ttl`` seconds; 0 keeps only that the job ended. ``async def`` runs on the worker's event
         loop, ``def`` in a thread, or with ``process`` in a process pool; there the job is dead after ``max_crashes``
-        attempts that took their process down.
+        attempts that took their process down. ``on_disconnect`` says what becomes of a job that runs when its worker
+        has not reached the store for 0.8 of its lease: "stop" ends it, before the store gives it to another worker;
+        "continue" lets it run on, and its outcome counts if the store has not done so by then.
 
         Raises `TaskExists` for a name taken twice and `ConfigError` for a setting that cannot be used.
         """
@@ -178,7 +183,7 @@ class Spool:
             named = name if name is not None else getattr(fn, "__name__", "")
             limit = None if timeout is None else seconds("timeout", timeout)
             kept = seconds("result_ttl", result_ttl)
-            settings = TaskSettings(named, kind, queue, priority, policy, limit, kept, max_crashes)
+            settings = TaskSettings(named, kind, queue, priority, policy, limit, kept, max_crashes, on_disconnect)
             return self._declare(Task(fn, settings, self))
 
         return declare if fn is None else declare(fn)
@@ -193,7 +198,7 @@ class Spool:
         return task
 
     def lifespan(self, fn: L) -> L:
-        """Declare what surrounds the life of each worker process: pools, clients, models to load.
+        """Declare what surrounds the life of each worker process, and of each in its pool: clients, models to load.
 
         ``fn`` takes the app and returns an async context manager, or is an async generator function that yields once.
         It may be used more than once; what was entered first is left last.

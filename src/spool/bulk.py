@@ -7,7 +7,8 @@ from typing import Final
 
 from spool.broker import Enqueue, Enqueued, NewJob
 from spool.errors import ArgumentError, EnqueueInterrupted, JobConflict
-from spool.task import Call, Durability, check_durability
+from spool.settings import Durability, check_durability
+from spool.task import Call
 
 #: A bulk enqueue sends this many jobs, or bytes of them, of one queue at once, and holds back no more than CHUNK_TOTAL.
 CHUNK_JOBS: Final = 500

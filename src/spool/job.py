@@ -96,6 +96,7 @@ class Options(msgspec.Struct, array_like=True, frozen=True):
     retries: int | None = None
     timeout: float | None = None
     result_ttl: float | None = None
+    on_disconnect: str | None = None
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):

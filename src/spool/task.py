@@ -7,15 +7,14 @@ import math
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Protocol, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, cast
 
 import msgspec
 
 from spool.broker import Act, Broker, Enqueue, Enqueued, Get, NewJob, cancellation
-from spool.errors import ConfigError, JobCancelled, JobConflict, JobFailed, JobNotFound, ResultTimeout
+from spool.errors import JobCancelled, JobConflict, JobFailed, JobNotFound, ResultTimeout
 from spool.job import (
     MAIN,
-    PRIORITIES,
     PROCESS,
     VERSION,
     Job,
@@ -31,7 +30,17 @@ from spool.job import (
     view,
 )
 from spool.payload import Signature, write_result
-from spool.retry import RetryPolicy
+from spool.settings import (
+    Durability,
+    OnDisconnect,
+    TaskSettings,
+    check_durability,
+    check_priority,
+    checked_headers,
+    due_time,
+    overrides,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -45,76 +54,6 @@ else:  # defaults of type variables need Python 3.13, but only type checkers nee
     C_co = TypeVar("C_co", covariant=True)
 
 P = ParamSpec("P")
-
-TaskKind = Literal["async", "thread", "process"]
-
-Durability = Literal["fsync"] | None
-"""When an enqueue is acknowledged: "fsync" is on the disk, None as the store is set up."""
-
-#: No one plans further ahead, and the milliseconds stay exact in every store.
-MAX_SECONDS: Final = 100 * 366 * 86_400
-
-
-MAX_HEADERS: Final = 8 * 1024
-"""Bytes of names and values together."""
-
-
-class TaskSettings(msgspec.Struct, frozen=True):
-    """A task as declared. Times are in seconds."""
-
-    name: str
-    kind: TaskKind
-    queue: str = "default"
-    priority: Priority = "normal"
-    retry: RetryPolicy = RetryPolicy()
-    timeout: float | None = None
-    result_ttl: float = 3600.0
-    max_crashes: int = 3
-
-    def __post_init__(self) -> None:
-        check_name("task", self.name)
-        check_name("queue", self.queue)
-        check_priority(self.priority)
-        check_count("retries", self.retry.retries)
-        check_count("max_crashes", self.max_crashes, least=1)
-        if self.timeout is not None:
-            _timeout(self.timeout)
-        seconds("result_ttl", self.result_ttl)
-
-
-def check_priority(priority: object) -> int:
-    """Return the rank of a priority, 0 for the most urgent. Raises `ConfigError`."""
-    if priority not in PRIORITIES:
-        raise ConfigError(f"priority {priority!r} is not one of {', '.join(PRIORITIES)}")
-    return PRIORITIES.index(priority)
-
-
-def check_count(name: str, value: object, least: int = 0) -> None:
-    """Raise `ConfigError` unless the value is an integer from ``least`` up to what fits into 31 bits."""
-    if type(value) is not int or not least <= value < 2**31:
-        raise ConfigError(f"{name} must be an integer, {least} or more, not {value!r}")
-
-
-def seconds(name: str, value: object) -> float:
-    """Return a duration, a number of seconds or a timedelta, as seconds. Raises `ConfigError` if it is negative."""
-    number = value.total_seconds() if isinstance(value, dt.timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_SECONDS:
-        raise ConfigError(f"{name} must be a number of seconds, 0 or more and at most 100 years, not {value!r}")
-    return number
-
-
-def _timeout(value: object) -> float:
-    timeout = seconds("timeout", value)
-    if timeout == 0:
-        raise ConfigError("timeout must be more than 0 seconds; None is no timeout")
-    return timeout
-
-
-def check_durability(durability: object) -> bool:
-    """Return whether an enqueue is to be on the disk. Raises `ConfigError`."""
-    if durability not in ("fsync", None):
-        raise ConfigError(f"durability must be 'fsync' or None, not {durability!r}")
-    return durability is not None
 
 
 class Client(Protocol):
@@ -236,6 +175,7 @@ class Task(Generic[P, R_co, C_co]):
         retries: int | None = None,
         timeout: float | dt.timedelta | None = None,
         result_ttl: float | dt.timedelta | None = None,
+        on_disconnect: OnDisconnect | None = None,
         headers: Mapping[str, str] | None = None,
         durability: Durability = None,
     ) -> Configured[P, R_co]:
@@ -261,7 +201,6 @@ class Task(Generic[P, R_co, C_co]):
         False
         """
         plan = self._plain.plan
-        overrides = _overrides(retries, timeout, result_ttl)
         return Configured(
             self,
             self._client,
@@ -272,9 +211,9 @@ class Task(Generic[P, R_co, C_co]):
                 max_crashes=plan.max_crashes,
                 id=None if id is None else check_name("job id", id),
                 delay=0 if delay is None else round(seconds("delay", delay) * 1000),
-                due=_due(at, delay),
-                options=overrides,
-                headers=_headers(headers),
+                due=due_time(at, delay),
+                options=overrides(retries, timeout, result_ttl, on_disconnect),
+                headers=checked_headers(headers),
                 durable=check_durability(durability),
             ),
         )
@@ -459,39 +398,3 @@ def _deadline(timeout: float | None) -> float:
 
 def _left(deadline: float) -> float | None:
     return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-
-
-def _overrides(
-    retries: int | None, timeout: float | dt.timedelta | None, result_ttl: float | dt.timedelta | None
-) -> Options | None:
-    if retries is not None:
-        check_count("retries", retries)
-    options = Options(
-        retries,
-        None if timeout is None else _timeout(timeout),
-        None if result_ttl is None else seconds("result_ttl", result_ttl),
-    )
-    return None if options == Options() else options
-
-
-def _due(at: object, delay: object) -> int:
-    if at is None:
-        return 0
-    if delay is not None:
-        raise ConfigError("give delay= or at=, not both")
-    if not isinstance(at, dt.datetime):
-        raise ConfigError(f"at must be a datetime with a time zone, not {at!r}")
-    if at.utcoffset() is None:
-        raise ConfigError(f"at={at!r} has no time zone: which moment it names depends on the machine; give it a tzinfo")
-    return max(1, round(at.timestamp() * 1000))
-
-
-def _headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:
-    try:
-        checked = msgspec.convert(headers or {}, dict[str, str])
-        size = sum(len(name.encode()) + len(value.encode()) for name, value in checked.items())
-    except (msgspec.ValidationError, UnicodeEncodeError) as error:
-        raise ConfigError(f"headers must be text by text: {error}") from error
-    if size > MAX_HEADERS:
-        raise ConfigError(f"headers take {size:,} bytes, more than the limit of {MAX_HEADERS:,}")
-    return checked or None

@@ -67,7 +67,7 @@ from spool.executor import Executor, Intake
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
 from spool.job import PRIORITIES, Priority, Snapshot, new_id, read_record
-from spool.task import seconds
+from spool.settings import seconds
 
 R = TypeVar("R")
 

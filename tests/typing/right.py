@@ -29,7 +29,7 @@ async def send(to: str, body: str) -> dict[str, int]:
     return {to: len(body)}
 
 
-@app.task(process=True, no_retry_on=(ValueError, TypeError))
+@app.task(process=True, no_retry_on=(ValueError, TypeError), on_disconnect="continue")
 def count(text: str, /) -> None:
     use(text)
 
@@ -77,7 +77,7 @@ def blocking() -> None:
     later: Configured[[str, str], dict[str, int]] = send.options(at=dt.datetime.now(dt.UTC), id="x", headers={"a": "b"})
     assert_type(later.enqueue("x", "y"), Handle[dict[str, int]])
     assert_type(add.options(delay=dt.timedelta(1), queue="q", priority="low", retries=0).enqueue(1, 2).result(), int)
-    assert_type(add.options(timeout=1, result_ttl=0).call(1), Call)
+    assert_type(add.options(timeout=1, result_ttl=0, on_disconnect="stop").call(1), Call)
     assert_type(add.options(durability="fsync").enqueue(1), Handle[int])
     assert_type(app.enqueue_many([add.call(1)], durability="fsync"), int)
     assert_type(add.handle("id").result(), int)

@@ -51,6 +51,9 @@ def settings() -> None:
     app.task(priority="urgent")  # wrong
     app.task(retries="3")  # wrong
     app.task("mail")  # wrong
+    app.task(on_disconnect="pause")  # wrong
+    app.task(on_disconnect=None)  # wrong
+    add.options(on_disconnect="pause")  # wrong
     add.options(delay="1")  # wrong
     add.options(at="2024-01-01")  # wrong
     add.options(priority="urgent")  # wrong

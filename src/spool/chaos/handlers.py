@@ -25,6 +25,7 @@ from spool.app import Spool
 from spool.chaos.journal import Ended, Ending, Journal, Life, Started
 from spool.chaos.processes import ancestors, look
 from spool.executor import current_job
+from spool.executor.process import is_pool_process
 from spool.retry import Backoff
 
 QUEUES: Final = ("chaos", "chaos-too")
@@ -70,7 +71,8 @@ def make(directory: Path, setting: Setting) -> Spool:
     @app.lifespan
     @asynccontextmanager
     async def noting(_: Spool) -> AsyncGenerator[None]:
-        notes.begin_worker()
+        if not is_pool_process():
+            notes.begin_worker()
         yield
 
     return app

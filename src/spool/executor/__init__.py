@@ -14,8 +14,10 @@ from spool.app import CallNext, Middleware, Spool
 from spool.broker import Settlement
 from spool.errors import Cancel, Release, StoreCorrupt
 from spool.executor.attempt import (
+    FOREVER,
     Failure,
     JobContext,
+    Lease,
     Recipe,
     Run,
     StopReason,
@@ -29,13 +31,14 @@ from spool.executor.attempt import (
     judge,
     released,
 )
-from spool.executor.pool import ProcessDied, RemoteFailure, Threads
+from spool.executor.pool import ProcessDied, RemoteFailure
+from spool.executor.threads import Threads
 from spool.job import NIL, VERSION, Record, encode_record, read_record
 from spool.report import Meter
 from spool.retry import RetryPolicy
 from spool.task import Task
 
-__all__ = ["Executor", "Intake", "JobContext", "Pool", "Run", "current_job"]
+__all__ = ["Executor", "Intake", "JobContext", "Lease", "Pool", "Run", "current_job"]
 
 logger = logging.getLogger("spool.worker")
 
@@ -92,9 +95,12 @@ class Executor:
         self._processes = processes
         self._deadlines = Deadlines(self._loop, lambda run: self.stop(run, "timeout"), due)
 
-    def intake(self, queue: str, finish: Finish) -> Intake:
-        """Return what starts the jobs of one queue; ``finish`` is called with each run when it has ended."""
-        recipes = {name: self._recipe(task, queue, finish) for name, task in self._app.tasks.items()}
+    def intake(self, queue: str, finish: Finish, lease: Lease = FOREVER) -> Intake:
+        """Return what starts the jobs of one queue; ``finish`` is called with each run when it has ended.
+
+        A job whose turn comes when ``lease`` has run out is not started: it ends without a settlement.
+        """
+        recipes = {name: self._recipe(task, queue, finish, lease) for name, task in self._app.tasks.items()}
         return Intake(self, queue, recipes, finish)
 
     def stop(self, run: Run, reason: StopReason) -> None:
@@ -118,6 +124,11 @@ class Executor:
         _count(run)
         self._loop.call_soon(run.recipe.finish, run)
 
+    def _drop(self, run: Run) -> None:
+        """End a run that may be another worker's by now."""
+        run.task, run.stop = None, "lost"
+        self.end(run, None)
+
     @property
     def due(self) -> float:
         """When the next timeout is, as `Deadlines.first`."""
@@ -137,9 +148,10 @@ class Executor:
         """Let the threads end when they are through. Processes belong to whoever made them."""
         self._threads.close()
 
-    def _recipe(self, task: Task[..., Any], queue: str, finish: Finish) -> Recipe:
+    def _recipe(self, task: Task[..., Any], queue: str, finish: Finish, lease: Lease) -> Recipe:
         plain = task.settings.kind == "async" and self._chain is None
-        recipe = Recipe.of(task, queue, self.worker, finish, window=self._app.dedupe_window, plain=plain)
+        window = self._app.dedupe_window
+        recipe = Recipe.of(task, queue, self.worker, finish, window=window, plain=plain, lease=lease)
         if recipe.kind == "process":
             return msgspec.structs.replace(recipe, encode=_pass_encoded(recipe.encode))
         return recipe
@@ -149,7 +161,11 @@ class Executor:
     async def attempt(self, run: Run) -> None:
         """Run it and settle it, whatever happens. The hot path: what can be done per batch or task is not done here."""
         recipe = run.recipe
-        run.began = began = monotonic_ns()
+        began = monotonic_ns()
+        if began > recipe.lease.until:
+            self._drop(run)
+            return
+        run.began = began
         current_run.set(run)
         args = result = _UNSET
         try:
@@ -418,4 +434,5 @@ def _unreadable(queue: str, worker: str, finish: Finish) -> Recipe:
         window=0,
         ttl=0,
         meter=Meter(""),
+        runs_on=False,
     )

@@ -32,7 +32,8 @@ from spool.job import (
 )
 from spool.report import Meter
 from spool.retry import RetryPolicy, decide, delay
-from spool.task import Task, TaskKind
+from spool.settings import TaskKind
+from spool.task import Task
 
 MESSAGE_LIMIT: Final = 4 * 1024
 """Bytes of an exception's message that are kept."""
@@ -44,6 +45,22 @@ MAX_DELAY: Final = 10 * 365 * 86_400_000
 
 StopReason = Literal["timeout", "cancelled", "stopped", "lost"]
 """Why an attempt was told to stop: time is up, the job was cancelled, the worker stops, or the lease is lost."""
+
+
+class Lease:
+    """The right to run the jobs of a queue until a time, which whoever keeps it moves on. From any thread.
+
+    ``until`` is in nanoseconds of the monotonic clock. An attempt that would begin later does not: its job may be
+    another worker's by then, as after this process was stopped, or its interpreter held, for longer than the lease.
+    """
+
+    __slots__ = ("until",)
+
+    def __init__(self, until: int) -> None:
+        self.until = until
+
+
+FOREVER: Final = Lease(2**63 - 1)
 
 
 class Recipe(msgspec.Struct, frozen=True, eq=False):
@@ -68,10 +85,21 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
     window: float
     ttl: int
     meter: Meter
+    runs_on: bool
+    """Whether it goes on when the store is silent, or the lease lost."""
+    lease: Lease = FOREVER
 
     @classmethod
     def of(
-        cls, task: Task[..., Any], queue: str, worker: str, finish: Callable[[Run], None], *, window: float, plain: bool
+        cls,
+        task: Task[..., Any],
+        queue: str,
+        worker: str,
+        finish: Callable[[Run], None],
+        *,
+        window: float,
+        plain: bool,
+        lease: Lease = FOREVER,
     ) -> Self:
         """Work it out. Raises `ConfigError` for annotations that cannot be used."""
         settings = task.settings
@@ -91,6 +119,8 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
             window,
             milliseconds(max(settings.result_ttl, window)),
             Meter(settings.name),
+            settings.on_disconnect == "continue",
+            lease,
         )
 
     def overridden(self, options: Options) -> Recipe:
@@ -101,7 +131,8 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
         if options.result_ttl is not None:
             keep, ttl = options.result_ttl > 0, milliseconds(max(options.result_ttl, self.window))
         timeout = self.timeout if options.timeout is None else options.timeout
-        return msgspec.structs.replace(self, policy=policy, timeout=timeout, keep=keep, ttl=ttl)
+        runs_on = self.runs_on if options.on_disconnect is None else options.on_disconnect == "continue"
+        return msgspec.structs.replace(self, policy=policy, timeout=timeout, keep=keep, ttl=ttl, runs_on=runs_on)
 
 
 class Interruptible(Protocol):
@@ -163,6 +194,12 @@ class Run(msgspec.Struct, eq=False):
     def attempt(self) -> int:
         """Its number, from 1. Hand-backs have numbers too: it tells attempts apart, and does not count failures."""
         return self.read_tally()[0].attempts + 1
+
+    def check_lease(self) -> None:
+        """Raise `asyncio.CancelledError` if the lease has run out. The attempt ends as lost then. From any thread."""
+        if monotonic_ns() > self.recipe.lease.until:
+            self.stop = "lost"
+            raise asyncio.CancelledError
 
     def read_tally(self) -> tuple[Tally, list[Attempt]]:
         """Return what happened before; one that cannot be read counts as none, since the job's next end rewrites it."""
@@ -300,7 +337,7 @@ def _text(error: BaseException) -> str:
         return f"(no message: its __str__ raised {type(problem).__name__})"
 
 
-_OURS: Final = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("__init__", "pool"))
+_OURS: Final = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("__init__", "threads", "process"))
 """The files whose frames lie between the worker and a task."""
 
 

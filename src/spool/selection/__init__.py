@@ -14,7 +14,8 @@ from spool.job import Job, State
 from spool.selection.criteria import Criteria
 from spool.selection.pace import Pace
 from spool.selection.walk import Steps, Walk, arun, run
-from spool.task import Client, check_count
+from spool.settings import check_count
+from spool.task import Client
 
 OnProgress = Callable[[int, int], None]
 

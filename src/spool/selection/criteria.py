@@ -10,7 +10,8 @@ import msgspec
 
 from spool.errors import ConfigError
 from spool.job import State, check_name
-from spool.task import Task, seconds
+from spool.settings import seconds
+from spool.task import Task
 
 StateName = State | Literal["scheduled", "ready", "parked", "suspect", "running", "done", "dead", "cancelled"]
 When = dt.datetime | dt.timedelta | float

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Protocol
+from typing import Final, Protocol
 
 from spool.app import Spool
 from spool.broker import Settlement
@@ -25,6 +25,10 @@ from spool.worker.life import Life
 from spool.worker.slots import Slots
 
 logger = logging.getLogger("spool.worker")
+
+
+LEAVE: Final = 3.0
+"""Seconds that processes of the pool get to leave their lifespans when the worker ends in order."""
 
 
 class Link(Keeper, Protocol):
@@ -161,9 +165,11 @@ class Worker:
             for lifespan in self.app.lifespans:
                 await stack.enter_async_context(lifespan(self.app))
             slots = Slots(self.concurrency, self.pool_size)
+            survivors: list[Run] = []
             while not self.stopping:
-                self._life = Life(self, executor, slots, keeper)
+                self._life = Life(self, executor, slots, keeper, survivors)
                 await self._live(self._life)
+                survivors = self._life.survivors()
             if self.condemned and self._link is not None:
                 await self._link.die(self._late)
 
@@ -174,7 +180,7 @@ class Worker:
                 raise ConfigError("a process pool needs to know where the app is: Worker(target='module:attribute')")
             lifeline = self._link.lifeline if self._link is not None else None
             processes = Processes(self._target, self.pool_size, url=self._url, lifeline=lifeline)
-            stack.callback(processes.close)
+            stack.push_async_callback(self._close_processes, processes)
             await processes.start()
         executor = Executor(
             self.app,
@@ -187,6 +193,10 @@ class Worker:
         )
         stack.callback(executor.close)
         return executor
+
+    async def _close_processes(self, processes: Processes) -> None:
+        in_order = self.app.lifespans and not self._now.is_set()
+        await processes.aclose(LEAVE if in_order else 0.0)
 
     def _open_heart(self, stack: AsyncExitStack) -> Heart:
         heart = Heart(self.app.broker, self.lease)

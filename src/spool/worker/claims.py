@@ -108,7 +108,6 @@ class Claims:
         reply = None
         main = int(min(main, self._life.budget))
         line.claiming = True
-        sent = time.monotonic()
         self._slots.take(main, pool)
         try:
             verb = Claim(
@@ -126,7 +125,6 @@ class Claims:
                 self._slots.give(main, pool)
         if reply is None:
             return []
-        line.heard = max(line.heard, sent)  # the lease held when the store answered
         offset = reply.now - time.monotonic_ns() // 1_000_000
         line.claim_seq += 1
         line.hot = bool(reply.jobs) and reply.next_at is not None and reply.next_at <= reply.now
@@ -145,7 +143,10 @@ class Claims:
         line.record_size = max(256, sum([len(body) for _, body in reply.jobs]) // len(runs))
         line.held.update(runs)
         line.running += len(runs)
-        if self._trial:
+        if self._life.has_lapsed(line):  # the answer took too long: they may be another worker's
+            self._life.stop_runs(runs, "lost")
+            line.mismatches = 1  # so that the first beat that gets through is followed by the ids
+        elif self._trial:
             self._life.put_on_trial(line.name, runs[0].id)  # before its first line
         if self._life.ending:  # claimed while we were told to stop: back they go, without having begun
             self._life.stop_runs(runs, "lost" if self._life.over else "stopped")

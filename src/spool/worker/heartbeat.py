@@ -25,6 +25,14 @@ logger = logging.getLogger("spool.worker")
 ROW_EVERY: Final = 3.0
 """Seconds between two writings of a worker's row."""
 
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def lease_time() -> float:
+    """Return seconds of the clock that leases are kept by: one that goes on while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
+
+
 _UNREACHABLE: Final = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ETIMEDOUT}
 
 
@@ -44,7 +52,7 @@ def is_silence(error: BaseException) -> bool:
 
 
 class Heard(msgspec.Struct, frozen=True, tag=True):
-    """That the store answered a beat. ``at`` (monotonic clock): the lease holds for its length from then on.
+    """That the store answered a beat. ``at`` (`lease_time`): the lease holds for its length from then on.
 
     ``orders`` is None if the store refused to serve: then nobody else is served either. ``reconciled`` says that the
     beat carried the ids which the holder had reported.
@@ -182,7 +190,7 @@ class Heart:
             return
         reports = [lease.reports.pop(queue, None) for lease in leases]
         beats = [self._heartbeat(lease, queue, report) for lease, report in zip(leases, reports, strict=True)]
-        sent = time.monotonic()
+        sent = lease_time()
         try:
             reply = self._broker.call(Beat(queue, beats))
         except BrokerError as error:
@@ -190,7 +198,7 @@ class Heart:
                 if report:
                     lease.reports.setdefault(queue, report)
                 if not is_silence(error):
-                    lease.holder.hear(Heard(queue, time.monotonic()))
+                    lease.holder.hear(Heard(queue, lease_time()))
                 lease.holder.miss(error)
             return
         for lease, orders, report in zip(leases, reply.orders, reports, strict=True):

@@ -71,9 +71,15 @@ class Owner(Protocol):
 
 
 class Life:
-    """One incarnation, from its first beat to its retirement, or to the loss of its lease (`over`)."""
+    """One incarnation, from its first beat to its retirement, or to the loss of its lease (`over`).
 
-    def __init__(self, worker: Owner, executor: Executor, slots: Slots, keeper: Keeper) -> None:
+    ``survivors`` are jobs of earlier lives that run on (``on_disconnect="continue"``). They hold their slots, and are
+    waited for and stopped when the worker ends, and that is all: the store has given them to others.
+    """
+
+    def __init__(
+        self, worker: Owner, executor: Executor, slots: Slots, keeper: Keeper, survivors: Sequence[Run] = ()
+    ) -> None:
         self.incarnation = new_id()
         self.over = False
         self.queues: Sequence[str] = worker.queues
@@ -84,7 +90,9 @@ class Life:
         self._executor = executor
         self._slots = slots
         self._loop = asyncio.get_running_loop()
-        self._intakes: dict[str, Intake] = {line.name: executor.intake(line.name, line.finish) for line in self.lines}
+        self._intakes: dict[str, Intake] = {
+            line.name: executor.intake(line.name, line.finish, line.lease) for line in self.lines
+        }
         self._unborn = {line.name for line in self.lines}
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
@@ -94,13 +102,25 @@ class Life:
         self._by_name = {line.name: line for line in self.lines}
         after = math.ceil((worker.unroutable_after or 0) * 1000)
         self._claims = Claims(self, broker, slots, self._intakes, after=after, trial=worker.trial)
+        self._survivors = survivors
+        for run in survivors:
+            if run.task is not None:
+                run.task.add_done_callback(lambda _: self._changed.set())
         self._keeper = keeper
         keeper.add(self)
 
     @property
     def running(self) -> int:
         """How many jobs run."""
-        return sum(line.running for line in self.lines)
+        return sum(line.running for line in self.lines) + sum(not run.ended for run in self._survivors)
+
+    def _runs(self) -> list[Run]:
+        """Return the jobs that are held, and those that earlier lives left. May be called from any thread."""
+        return [*self._survivors, *(run for line in self.lines for run in list(line.held))]
+
+    def survivors(self) -> list[Run]:
+        """Return the jobs that run on when this life is over."""
+        return [run for run in self._runs() if run.recipe.runs_on and not run.ended]
 
     # Life and death
 
@@ -127,7 +147,7 @@ class Life:
         itself.
         """
         await self._wait_until(lambda: not self.running, grace, now)
-        self._stop_jobs("stopped")
+        self.stop_runs(self._runs(), "stopped")
         await self._wait_until(lambda: not self.running, HURRY if self._worker.condemned else STUCK, None)
         self._closing = True
         self.wake()
@@ -140,10 +160,11 @@ class Life:
             await self._wait_until(retiring.done, self._worker.lease, now)
 
     def abandon(self) -> None:
-        """End what is left of it, without the store."""
+        """End what is left of it, without the store. If the worker lives on, so do jobs that are meant to."""
         self.over = True
         self._keeper.remove(self.incarnation)
-        self._stop_jobs("lost")
+        goes_on = not self._worker.stopping and self._failure is None
+        self.stop_runs([run for run in self._runs() if not (goes_on and run.recipe.runs_on)], "lost")
         self.wake()
 
     def wake(self) -> None:
@@ -186,10 +207,6 @@ class Life:
             else:
                 await self._change(min(left, 3600.0))
 
-    def _stop_jobs(self, reason: StopReason) -> None:
-        for line in self.lines:
-            self.stop_runs(line.held, reason)
-
     def stop_runs(self, runs: Iterable[Run], reason: StopReason) -> None:
         for run in [run for run in runs if not run.ended]:
             self._executor.stop(run, reason)
@@ -220,6 +237,10 @@ class Life:
         """Have the worker end when its jobs have."""
         self._worker.drain(reason)
 
+    def has_lapsed(self, line: Line) -> bool:
+        """Whether the lease has run out, as far as we know."""
+        return line.silence() > self._worker.lease
+
     @property
     def budget(self) -> float:
         """How many more jobs may be claimed."""
@@ -239,14 +260,14 @@ class Life:
 
     def find(self, task: asyncio.Task[Any]) -> Run | None:
         """Return the job that a task runs, if it is one of ours. May be called from any thread."""
-        return next((run for line in self.lines for run in list(line.held) if run.task is task), None)
+        return next((run for run in self._runs() if run.task is task), None)
 
     # Beats: these are called by who keeps the leases, in a thread of its own
 
     def hear(self, heard: Heard) -> None:
         """Note until when the lease holds, and have the orders obeyed."""
         line = self._by_name[heard.queue]
-        line.heard = max(line.heard, heard.at)
+        line.hear(heard, self._worker.lease)
         if heard.orders is not None:
             self._post(self._obey, line, heard)
 
@@ -268,7 +289,8 @@ class Life:
         if orders is None or self.over or self._closing:
             return
         if orders.lost:
-            logger.warning("worker %s lost its lease and stops its %d jobs", self._worker.name, self.running)
+            held = sum(line.running for line in self.lines)
+            logger.warning("worker %s lost its lease, and with it %d jobs", self._worker.name, held)
             self.abandon()
             return
         for run in [run for run in line.held if run.id in orders.cancel]:
@@ -306,15 +328,18 @@ class Life:
     def _stop_if_silent(self) -> None:
         silence = SILENCE * self._worker.lease
         for line in self.lines:
-            if line.running and line.heard < time.monotonic() - silence:
+            if not line.running or line.silence() <= silence:
+                continue
+            runs = [run for run in line.held if not (run.ended or run.stop == "lost" or run.recipe.runs_on)]
+            if runs:
                 logger.warning(
                     "worker %s has not heard from the store for %.3g s and stops its %d jobs of queue %s",
                     self._worker.name,
                     silence,
-                    line.running,
+                    len(runs),
                     line.name,
                 )
-                self.stop_runs(line.held, "lost")
+                self.stop_runs(runs, "lost")
                 line.mismatches = 1  # so that the first beat that gets through is followed by the ids
 
     # Settles
@@ -337,6 +362,8 @@ class Life:
         settlements = [run.settlement for run in batch if run.settlement is not None]
         metrics = pack({run.recipe.meter for run in batch})
         self._log(batch)
+        if len(settlements) < len(batch):
+            self._log_dropped(line, batch)
         if settlements:
             line.settle_seq += 1
             reply = await self.ask(Settle(line.name, self.incarnation, line.settle_seq, settlements, metrics))
@@ -353,6 +380,12 @@ class Life:
         again = [each.delay for each in settlements if isinstance(each, Retried | Released)]
         if again and min(again) <= 1000:
             self._loop.call_later(min(again) / 1000, self._claims.nudge)
+
+    def _log_dropped(self, line: Line, batch: Sequence[Run]) -> None:
+        dropped = [run.id for run in batch if run.stop == "lost" and not run.began]
+        if dropped:
+            message = "queue %s: %d jobs were not started, since their lease had run out by then: %s"
+            logger.warning(message, line.name, len(dropped), ", ".join(dropped[:20]))
 
     def _log(self, batch: Sequence[Run]) -> None:
         for run in batch:

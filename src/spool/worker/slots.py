@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
+import math
+from time import monotonic_ns
 from typing import Final
 
-from spool.executor.attempt import Run
+from spool.executor.attempt import Lease, Run
 from spool.job import PROCESS
+from spool.worker.heartbeat import Heard, lease_time
 
 LINGER: Final = 0.002
 """Seconds that free slots wait for others, so that one claim fills many."""
@@ -89,6 +91,7 @@ class Line:
         "heard",
         "held",
         "hot",
+        "lease",
         "mismatches",
         "name",
         "next_at",
@@ -116,14 +119,28 @@ class Line:
         # Settles
         self.settle_seq = 0
         self.settled = 0.0
-        # Beats; who keeps the lease writes `heard`
-        self.heard = monotonic()
+        # Beats
+        self.lease = Lease(0)
+        self.heard = -math.inf
         self.mismatches = 0
         self.reported: list[Run] = []
         self._slots = slots
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._ended = self._pooled = 0
+
+    def hear(self, heard: Heard, length: float) -> None:
+        """Take note of an answer to a beat, which moves the end of the lease. Called by whoever keeps it."""
+        if heard.orders is not None and heard.orders.lost:
+            self.lease.until, self.heard = 0, -math.inf
+        # A store that refuses gives nothing away; but it may have, before it did, if the lease had run out by then.
+        elif heard.orders is not None or heard.at < self.heard + length:
+            self.heard = heard.at
+            self.lease.until = monotonic_ns() + round((heard.at + length - lease_time()) * 1e9)
+
+    def silence(self) -> float:
+        """Return the seconds since the store's last answer to a beat."""
+        return lease_time() - self.heard
 
     def finish(self, run: Run) -> None:
         """Take note that a job has ended; its slot is given back together with those of the others that end now."""

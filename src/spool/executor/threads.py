@@ -1,0 +1,151 @@
+"""Where ``def`` tasks run: a thread pool of our own, because a timeout must be able to reach into one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+from spool.executor.attempt import Run
+
+
+class Threads:
+    """A pool of up to ``size`` daemon threads, started as they are needed. To be used from its loop's thread."""
+
+    def __init__(self, size: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._size = size
+        self._loop = loop
+        self._calls: SimpleQueue[_ThreadCall | None] = SimpleQueue()
+        self._ended: deque[_ThreadCall] = deque()
+        self._told = False
+        self._threads = 0
+        self._busy = 0
+
+    async def run(self, run: Run, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call ``fn`` in a thread, with this context's variables. Returns only when the thread is through with it."""
+        call = _ThreadCall(run, fn, args, kwargs, self._loop.create_future())
+        self._busy += 1
+        if self._busy > self._threads and self._threads < self._size:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"spool-{self._threads}", daemon=True).start()
+        self._calls.put(call)
+        run.inner = call
+        try:
+            await call.future
+        finally:
+            run.inner = None
+        if call.error is not None:
+            try:
+                raise call.error
+            finally:
+                call.error = None  # its traceback holds the call
+        return call.value
+
+    def close(self) -> None:
+        """Let threads that are idle end, and the others when their calls return. Waits for none."""
+        for _ in range(self._threads):
+            self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call.run()
+            self._ended.append(call)
+            del call
+            if not self._told:  # one wake-up of the loop for as many as have ended by then
+                self._told = True
+                try:
+                    self._loop.call_soon_threadsafe(self._collect)
+                except RuntimeError:  # the loop is closed
+                    return
+
+    def _collect(self) -> None:
+        self._told = False
+        while self._ended:
+            call = self._ended.popleft()
+            self._busy -= 1
+            if not call.future.done():
+                call.future.set_result(None)
+
+
+class _ThreadCall:
+    __slots__ = (
+        "_args",
+        "_context",
+        "_fn",
+        "_kwargs",
+        "_lock",
+        "_run",
+        "_stopped",
+        "_thread",
+        "error",
+        "future",
+        "value",
+    )
+
+    def __init__(
+        self,
+        run: Run,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        future: asyncio.Future[None],
+    ) -> None:
+        self._run, self._fn, self._args, self._kwargs = run, fn, args, kwargs
+        self._context = contextvars.copy_context()
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._stopped = False
+        self.future = future
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def stop(self) -> None:
+        """Raise CancelledError in the thread, as soon as it runs Python again. Whether it obeys is up to it."""
+        with self._lock:
+            self._stopped = True
+            if self._thread is not None:
+                _raise_in(self._thread, asyncio.CancelledError)
+
+    def run(self) -> None:
+        """Make the call; in the thread."""
+        # `stop` may strike at any line from where the thread is known to where it is not any more.
+        try:
+            self._call()
+        except asyncio.CancelledError as error:
+            self.error = error
+        self._leave()
+
+    def _call(self) -> None:
+        with self._lock:
+            self._thread = None if self._stopped else threading.get_ident()
+        if self._thread is None:
+            self.error = asyncio.CancelledError()
+            return
+        try:
+            self._run.check_lease()  # the process may have been stopped on the way from the loop to here
+            self.value = self._context.run(self._fn, *self._args, **self._kwargs)
+        except BaseException as error:  # noqa: BLE001 - it is the task's, and the loop's thread will judge it
+            self.error = error
+
+    def _leave(self) -> None:
+        while True:
+            try:
+                with self._lock:
+                    if self._stopped and self._thread is not None:
+                        _raise_in(self._thread, None)
+                    self._thread = None
+                return
+            except asyncio.CancelledError:
+                continue
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Have the thread raise this at its next bytecode; None takes back what has not been raised yet."""
+    import ctypes
+
+    told = ctypes.py_object(error) if error else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), told)

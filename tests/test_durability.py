@@ -19,12 +19,13 @@ from spool.broker.redis.durable import Disk
 from spool.broker.redis.line import Address
 from spool.broker.redis.wire import ServerError
 from spool.broker.sqlite import SqliteBroker
+from spool.chaos.redis_store import server_version
 from spool.cli import main
 from tests.contract.driver import job, jobs
 from tests.eventually import aeventually
 from tests.faulty import FaultyBroker
 from tests.model import ModelBroker
-from tests.redis_server import RedisServer, find_redis, server_version
+from tests.redis_server import RedisServer, find_redis
 
 AOF = ("--appendonly", "yes")
 

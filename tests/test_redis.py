@@ -226,6 +226,25 @@ class TestFullMemory:
             assert stats.totals["enqueued"] == 6
             broker.close()
 
+    async def test_a_process_that_starts_meanwhile_makes_room(self):
+        with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+            first, second, third = (RedisBroker(server.url) for _ in range(3))
+            jobs = [new_job() for _ in range(3)]
+            first.call(Enqueue("q", jobs))
+            client.config_set("maxmemory", 1)
+            start_worker(second)
+            assert second.call(Claim("q", "w", 1, (1, 0))).jobs[0][0] == jobs[0].id
+            assert second.call(Settle("q", "w", 1, [done(jobs[0].id, 1)])).accepted == 1
+            assert second.call(Act("q", Delete(), [jobs[1].id])).changed == [jobs[1].id]
+            await third.acall(Beat("q", [Heartbeat("v", tasks=("task",))]))
+            assert (await third.acall(Claim("q", "v", 1, (1, 0)))).jobs[0][0] == jobs[2].id
+            with pytest.raises(errors.BrokerFull):
+                second.call(Enqueue("another", [new_job()]))
+            assert [each.key for each in second.call(Load("queue")).documents] == ["q"]
+            await third.aclose()
+            first.close()
+            second.close()
+
     def test_a_refusal_does_not_speak_for_a_call_whose_reply_was_lost(self, monkeypatch):
         """The job is stored, done and forgotten before the call is sent again: then it is new to the store."""
         monkeypatch.setattr(proxy, "LOSSES", 1.0)

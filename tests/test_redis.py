@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import redis
 
-from spool import errors
+from spool import Spool, errors
 from spool.broker import (
     Act,
     Beat,
@@ -40,6 +40,7 @@ from spool.broker import (
     connect,
 )
 from spool.broker.redis import RedisBroker, orders
+from spool.chaos import proxy
 from spool.job import (
     NIL,
     Attempt,
@@ -66,6 +67,10 @@ def new_job(task: str = "task", payload: msgspec.Raw = EMPTY, **where: int) -> N
 
 def done(id_: str, fence: int) -> Done:
     return Done(id_, fence, encode_ending(Ending(1, "done", "task", "", 0, 0, 0, 1, NIL)))
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 def until(condition, seconds: float = 10.0) -> None:
@@ -220,6 +225,52 @@ class TestFullMemory:
             assert stats.totals["done"] == 1
             assert stats.totals["enqueued"] == 6
             broker.close()
+
+    async def test_a_process_that_starts_meanwhile_makes_room(self):
+        with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+            first, second, third = (RedisBroker(server.url) for _ in range(3))
+            jobs = [new_job() for _ in range(3)]
+            first.call(Enqueue("q", jobs))
+            client.config_set("maxmemory", 1)
+            start_worker(second)
+            assert second.call(Claim("q", "w", 1, (1, 0))).jobs[0][0] == jobs[0].id
+            assert second.call(Settle("q", "w", 1, [done(jobs[0].id, 1)])).accepted == 1
+            assert second.call(Act("q", Delete(), [jobs[1].id])).changed == [jobs[1].id]
+            await third.acall(Beat("q", [Heartbeat("v", tasks=("task",))]))
+            assert (await third.acall(Claim("q", "v", 1, (1, 0)))).jobs[0][0] == jobs[2].id
+            with pytest.raises(errors.BrokerFull):
+                second.call(Enqueue("another", [new_job()]))
+            assert [each.key for each in second.call(Load("queue")).documents] == ["q"]
+            await third.aclose()
+            first.close()
+            second.close()
+
+    def test_a_refusal_does_not_speak_for_a_call_whose_reply_was_lost(self, monkeypatch):
+        """The job is stored, done and forgotten before the call is sent again: then it is new to the store."""
+        monkeypatch.setattr(proxy, "LOSSES", 1.0)
+        with RedisServer() as server, redis.Redis.from_url(server.url) as client, ThreadPoolExecutor(1) as pool:
+            network, direct = proxy.Network(server.port), RedisBroker(server.url)
+            app = Spool(f"redis://127.0.0.1:{network.gate()}/0", enqueue_timeout=15)
+            task = app.task(name="task", queue="q")(nothing)
+            task.enqueue()
+            start_worker(direct)
+            network.set(0, "reply-lost")
+            call = pool.submit(task.enqueue)
+            until(lambda: direct.call(Stats("q")).totals["enqueued"] == 2)
+            client.config_set("maxmemory", 1)
+            claimed = direct.call(Claim("q", "w", 1, (2, 0)))
+            ends = [msgspec.structs.replace(done(id_, 1), ttl=0) for id_, _ in claimed.jobs]
+            assert direct.call(Settle("q", "w", 1, ends)).accepted == 2
+            network.set(0, "open")
+            with pytest.raises(errors.BrokerUnavailable, match=r"not known: cannot .* refused .*maxmemory") as caught:
+                call.result(30)
+            assert isinstance(caught.value.__cause__, errors.BrokerFull)
+            with pytest.raises(errors.BrokerFull):
+                task.enqueue()
+            assert direct.call(Stats("q")).totals == {"enqueued": 2, "done": 2}
+            app.close()
+            direct.close()
+            network.close()
 
 
 class TestConnections:

@@ -415,6 +415,19 @@ class TestCancelling:
             app.jobs(id=[id, "mail/unknown"]).cancel()
         assert app.job(id).state is State.READY
 
+    def test_a_job_that_leaves_the_states_chosen_is_not_followed(self, app, broker, send):
+        first, second = enqueue(send, 2)
+        worker, claimed = Worker(broker), []
+
+        def claim(verb):
+            if isinstance(verb, Act) and not claimed:
+                claimed.extend(worker.claim())
+
+        broker.before = claim
+        assert app.jobs(queue="mail", state=["ready", "scheduled"]).cancel() == 1
+        assert broker.call(Beat("mail", [Heartbeat(worker.name)])).orders[0].cancel == {}
+        assert (claimed, ids(app.jobs(state="cancelled"))) == ([first], [second])
+
     def test_a_long_reason_is_cut(self, app, send):
         (id,) = enqueue(send, 1)
         app.jobs(id=id).cancel("é" * 10_000)
@@ -573,6 +586,13 @@ class TestPace:
         assert self.run(Pace(None), 3) == [0, 0, 0]
 
 
+CHOSEN_DEAD: list[dict[str, Any]] = [
+    {"state": "dead"},
+    {"error": "ValueError"},
+    {"state": ["dead", "done"], "error": "ValueError"},
+]
+
+
 class TestDeleting:
     def test_everything_but_what_runs(self, app, send):
         kill(app, 1)
@@ -594,6 +614,30 @@ class TestDeleting:
         assert set(ids(app.jobs(state="dead"))) == set(kept)
         with pytest.raises(JobNotFound):
             app.job(gone[0])
+
+    @pytest.mark.parametrize("chosen", CHOSEN_DEAD)
+    @pytest.mark.parametrize("by_id", [False, True])
+    def test_a_dead_job_that_somebody_replays_meanwhile(self, app, broker, chosen, by_id):
+        replayed, done, dead = killed = kill(app, 3)
+
+        def replay(verb):
+            if isinstance(verb, Act) and app.job(done).state is State.DEAD:
+                assert broker.call(Act("mail", Replay(), [done])).changed
+                assert Worker(broker).finish() == done
+                assert broker.call(Act("mail", Replay(), [replayed])).changed
+
+        broker.before = replay
+        assert app.jobs(id=killed if by_id else None, **chosen).delete() == 1
+        assert (app.job(replayed).state, app.job(done).state) == (State.READY, State.DONE)
+        with pytest.raises(JobNotFound):
+            app.job(dead)
+
+    def test_by_id_whatever_becomes_of_the_job(self, app, broker):
+        (id,) = kill(app, 1)
+        broker.before = lambda verb: broker.call(Act("mail", Replay(), [id])) if isinstance(verb, Act) else None
+        assert app.jobs(id=id).delete() == 1
+        with pytest.raises(JobNotFound):
+            app.job(id)
 
 
 class TestNotByAccident:

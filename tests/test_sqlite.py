@@ -572,6 +572,20 @@ def test_a_wall_clock_set_back_does_not_stop_time(broker, q, clock):
     assert q.stats().now == clock.wall
 
 
+def test_what_comes_late_and_what_comes_early_after_a_clock_was_ahead(q, clock):
+    """As docs/concepts/reliability.md says."""
+    minute, ready = 60_000, {}
+    q.enqueue("x")
+    clock.wall -= 60 * minute
+    at = clock.wall + 90 * minute
+    q.enqueue(job("in-10", delay=10 * minute), job("in-120", delay=120 * minute), job("at-90", due=at))
+    for passed in range(1, 200):
+        clock.advance(minute)
+        q.beat("w")
+        ready |= dict.fromkeys(q.take("w"), passed)
+    assert ready == {"x": 1, "in-10": 20, "at-90": 60, "in-120": 180}
+
+
 def test_a_wall_clock_set_wrong_takes_no_lease_away(q, clock):
     q.worker("a", "x")
     q.beat("b")

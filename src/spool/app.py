@@ -29,6 +29,9 @@ from msgspec.structs import replace
 from spool.broker import Broker, Enqueue, Enqueued, connect
 from spool.bulk import Bulk
 from spool.errors import (
+    BrokerError,
+    BrokerFull,
+    BrokerRefused,
     BrokerUnavailable,
     ConfigError,
     SyncInLoop,
@@ -337,14 +340,16 @@ class Spool:
         try:
             return self.broker.call(verb)
         except BrokerUnavailable as error:
-            failure = error
+            failure = lost = error
         again = replace(verb, resend=True)
         for pause in _pauses(self.enqueue_timeout):
             time.sleep(pause)
             try:
                 return self.broker.call(again)
             except BrokerUnavailable as error:
-                failure = error
+                failure, lost = error, _graver(lost, error)
+            except (BrokerFull, BrokerRefused) as error:
+                raise _refused_again(lost, error) from error
         raise failure
 
     async def asend(self, verb: Enqueue) -> Enqueued:
@@ -352,7 +357,7 @@ class Spool:
         try:
             return await self.broker.acall(verb)
         except BrokerUnavailable as error:
-            failure = error
+            failure = lost = error
         import asyncio
 
         again = replace(verb, resend=True)
@@ -361,7 +366,9 @@ class Spool:
             try:
                 return await self.broker.acall(again)
             except BrokerUnavailable as error:
-                failure = error
+                failure, lost = error, _graver(lost, error)
+            except (BrokerFull, BrokerRefused) as error:
+                raise _refused_again(lost, error) from error
         raise failure
 
     def enqueue_many(self, calls: Iterable[Call], *, durability: Durability = None) -> int:
@@ -455,6 +462,24 @@ def _pauses(timeout: float) -> Iterator[float]:
     while (left := end - time.monotonic()) > 0:
         yield min(left, delay(_RESEND, failures, random.random()))  # noqa: S311 - jitter
         failures += 1
+
+
+def _graver(one: BrokerUnavailable, other: BrokerUnavailable) -> BrokerUnavailable:
+    """Return the one after which it is not known what was carried out; of two such ones the first."""
+    return other if one.answered else one
+
+
+def _refused_again(lost: BrokerUnavailable, refusal: BrokerError) -> BrokerError:
+    """Return what to raise when a call that may have been carried out is refused the second time.
+
+    The refusal says that nothing was stored, and speaks for itself alone: a job that has ended since, and was not to be
+    remembered, or one of many, is new to the store, which has no room for it any more.
+    """
+    if lost.answered:
+        return refusal
+    return BrokerUnavailable(
+        f"whether anything was stored is not known: {lost}; sent again, it was refused and stored nothing: {refusal}"
+    )
 
 
 def _kind(fn: Callable[..., Any], *, process: bool) -> TaskKind:

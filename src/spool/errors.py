@@ -109,8 +109,11 @@ class BrokerError(SpoolError):
 class BrokerUnavailable(BrokerError):
     """The store cannot be reached, is loading, or does not answer in time.
 
-    The call may or may not have been carried out. ``answered`` is True when the store said itself that it cannot serve
-    now (loading, busy): then it is there, and has not given anybody's lease away.
+    The call may or may not have been carried out. So it is too for an enqueue without a reply that was refused when it
+    was sent again: then the refusal (`BrokerFull`, `BrokerRefused`) is the ``__cause__``.
+
+    ``answered`` is True when the store said itself that it cannot serve now (loading, busy): then it is there, and has
+    not given anybody's lease away.
     """
 
     def __init__(self, message: str, *, answered: bool = False) -> None:

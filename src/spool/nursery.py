@@ -28,6 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -56,12 +57,7 @@ def load_app(target: str) -> Spool:
     module, _, attribute = target.partition(":")
     if not module or not attribute:
         raise ConfigError(f"an app is named as module:attribute, not {target!r}")
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and one that it imports is not
-        raise ConfigError(f"there is no module {error.name!r} (looked for {target} from {os.getcwd()})") from None  # noqa: PTH109
+    found: Any = load_module(module, target)
     for name in attribute.split("."):
         if not hasattr(found, name):
             raise ConfigError(f"module {module!r} has no attribute {attribute!r}")
@@ -69,6 +65,16 @@ def load_app(target: str) -> Spool:
     if not isinstance(found, Spool):
         raise ConfigError(f"{target} is no Spool app but a {type(found).__name__}")
     return found
+
+
+def load_module(module: str, target: str) -> ModuleType:
+    """Import a module that a target names. Raises `ConfigError` if there is none, and what the module raises."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and one that it imports is not
+        raise ConfigError(f"there is no module {error.name!r} (looked for {target} from {os.getcwd()})") from None  # noqa: PTH109
 
 
 def describe_exit(code: int) -> str:

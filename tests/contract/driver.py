@@ -163,8 +163,8 @@ class Driver:
     ) -> Retired:
         return self.call(Retire(self.queue, incarnation, reason, detail, blamed))
 
-    def act(self, action: Action, *ids: str) -> list[str]:
-        acted: Acted = self.call(Act(self.queue, action, ids))
+    def act(self, action: Action, *ids: str, states: tuple[State, ...] = ()) -> list[str]:
+        acted: Acted = self.call(Act(self.queue, action, ids, states))
         return acted.changed
 
     def get(self, id: str) -> Snapshot | None:

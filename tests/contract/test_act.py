@@ -88,6 +88,44 @@ def test_delete_forgets_all_but_running_ones(q, into):
 
 @pytest.mark.parametrize("into", STATES)
 @pytest.mark.parametrize("action", [Cancel(), Replay(), Delete()])
+def test_a_job_in_a_state_that_is_not_meant_is_left(q, into, action):
+    state = bring(q, into)
+    before = q.dump()
+    assert q.act(action, "a", states=tuple(each for each in State if each is not state)) == []
+    assert q.dump() == before
+    assert q.beat("w")[0].cancel == {}
+
+
+@pytest.mark.parametrize("into", STATES)
+@pytest.mark.parametrize("action", [Cancel(), Replay(), Delete()])
+def test_a_job_in_a_state_that_is_meant_is_changed_as_without_states(q, broker, clock, into, action):
+    state = bring(q, into)
+    other = Driver(broker, clock, "other")
+    bring(other, into)
+    assert q.act(action, "a", states=(state,)) == other.act(action, "a")
+    assert q.state("a") == other.state("a")
+    assert q.totals() == other.totals()
+
+
+def test_of_several_jobs_only_those_in_states_that_are_meant(q):
+    q.worker("w", "a", "b", "c", "d")
+    q.settle("w", q.died("a"), q.died("b"), q.done("c"))
+    q.enqueue("e", job("f", delay=5000))
+    q.act(Replay(), "b")
+    assert q.act(Delete(), "f", "e", "d", "c", "b", "a", "never", states=(State.DEAD, State.SCHEDULED)) == ["f", "a"]
+    assert q.act(Cancel(), "b", "d", "e", states=(State.RUNNING,)) == ["d"]
+    assert (q.ids(State.READY), q.ids(State.RUNNING), q.ids(State.DONE)) == (["e", "b"], ["d"], ["c"])
+
+
+def test_states_do_not_matter_to_a_queue(q):
+    q.act(Pause(), states=(State.DEAD,))
+    assert q.stats().paused
+    q.act(Resume(), states=(State.DEAD,))
+    assert not q.stats().paused
+
+
+@pytest.mark.parametrize("into", STATES)
+@pytest.mark.parametrize("action", [Cancel(), Replay(), Delete()])
 def test_sent_twice_it_does_nothing_twice(q, into, action):
     bring(q, into)
     q.act(action, "a")

@@ -151,12 +151,15 @@ class Acted(msgspec.Struct, frozen=True):
 class Act(Verb[Acted], frozen=True):
     """Do something to the named jobs, at most 1,000 a call; those it does not apply to are passed over.
 
-    Filters are a `Find` whose ids go into `Act`. Sent twice it does nothing twice, but the second reply names no ids.
+    Filters are a `Find` whose ids go into `Act`, with ``states``: a job that has moved on since to a state that is not
+    meant is left alone. Sent twice it does nothing twice, but the second reply names no ids.
     """
 
     queue: str
     action: Action
     ids: Sequence[str] = ()
+    states: Sequence[State] = ()
+    """Only jobs that are in one of these now; none named: in any."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True):

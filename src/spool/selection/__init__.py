@@ -53,8 +53,9 @@ class Selection:
     Every method has an async twin, and raises `SyncInLoop` inside a running event loop; all raise `BrokerUnavailable`,
     and for ids that are not known `JobNotFound` before anything is changed. The methods that change jobs refuse with
     `ConfigError` a selection without any criterion, unless ``everything=True`` says that it is meant, and one in whose
-    states there is nothing that they could change. They return how many jobs they changed, and may be called again:
-    what was done is not done twice.
+    states there is nothing that they could change. A job that has moved on, since it was listed, to a state that is not
+    chosen is left alone. They return how many jobs they changed, and may be called again: what was done is not done
+    twice.
 
     >>> from spool import Spool, testing
     >>> app = Spool()
@@ -162,7 +163,10 @@ class Selection:
         return await arun(self._client.broker, self._replay(rate, on_progress, everything=everything))
 
     def delete(self, *, everything: bool = False) -> int:
-        """Forget those that do not run, for good: dead ones, waiting ones, and what is kept of ended ones."""
+        """Forget those that do not run, for good: dead ones, waiting ones, and what is kept of ended ones.
+
+        Where an error or a time is given, those which are still in the state in which they were found.
+        """
         self._client.check_sync("delete", "adelete")
         return run(self._client.broker, self._delete(everything=everything))
 
@@ -211,7 +215,7 @@ class Selection:
         ordered: set[tuple[str, str]] = set()  # a running one that was handed back is met again, and counted once
 
         def cancel(queue: str, state: State, jobs: list[Job]) -> Steps[int]:
-            acted = yield Act(queue, action, [job.id for job in jobs])
+            acted = yield Act(queue, action, [job.id for job in jobs], self._chosen.states or ())
             new = {(queue, id) for id in acted.changed} - ordered
             if state is State.RUNNING:
                 ordered.update(new)
@@ -247,8 +251,9 @@ class Selection:
     def _delete(self, *, everything: bool) -> Steps[int]:
         self._meant(everything=everything)
 
-        def delete(queue: str, _state: State, jobs: list[Job]) -> Steps[int]:
-            acted = yield Act(queue, Delete(), [job.id for job in jobs])
+        def delete(queue: str, state: State, jobs: list[Job]) -> Steps[int]:
+            meant = (state,) if self._chosen.fleeting else self._chosen.states or ()
+            acted = yield Act(queue, Delete(), [job.id for job in jobs], meant)
             return len(acted.changed)
 
         return (yield from Walk(self._chosen, self._applicable("delete", DELETABLE)).all(delete))

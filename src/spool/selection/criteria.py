@@ -39,6 +39,11 @@ class Criteria(msgspec.Struct, frozen=True):
         """Whether queues and states are all that is asked for, so that the store knows how many there are."""
         return self == Criteria(queues=self.queues, states=self.states)
 
+    @property
+    def fleeting(self) -> bool:
+        """Whether a job may be chosen in one state and not in the next, as its error and its time change."""
+        return self.error is not None or self.since is not None or self.until is not None
+
 
 def criteria(
     *,

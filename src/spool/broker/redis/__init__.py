@@ -165,7 +165,9 @@ class RedisBroker:
             if not self._checked:
                 self._check()
             if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
-                self._command("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
+                names = queue_key(self.prefix, "spool") + "queues"
+                if not self._command("SISMEMBER", names, verb.queue):
+                    self._command("SADD", names, verb.queue)
                 self._announced.add(verb.queue)
             call = self._form(verb)
             reply = self._ask(call)
@@ -184,7 +186,9 @@ class RedisBroker:
             if not self._checked:
                 await asyncio.to_thread(self._check)
             if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
-                await line.send("SADD", queue_key(self.prefix, "spool") + "queues", verb.queue)
+                names = queue_key(self.prefix, "spool") + "queues"
+                if not await line.send("SISMEMBER", names, verb.queue):
+                    await line.send("SADD", names, verb.queue)
                 self._announced.add(verb.queue)
             call = self._form(verb)
             reply = await (here.durable if call.durable else line).run(call)
@@ -208,8 +212,11 @@ class RedisBroker:
                 raise
             info = b""
         self._judge(dict(row.split(":", 1) for row in info.decode().splitlines() if ":" in row))
-        self._command("SET", key, LAYOUT, "NX")
-        self._judge_layout(self._command("GET", key))
+        found = self._command("GET", key)
+        if found is None:  # else nothing is written, which a server without memory would refuse
+            self._command("SET", key, LAYOUT, "NX")
+            found = self._command("GET", key)
+        self._judge_layout(found)
 
     def _judge(self, info: dict[str, str]) -> None:
         version = info.get("redis_version", "6.2")

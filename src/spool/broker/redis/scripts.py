@@ -281,7 +281,7 @@ def _act(verb: Act) -> tuple[str, list[Any], Callable[[Any], Any]]:
     def parse(reply: Any) -> Acted:
         return Acted(reply[0], _texts(reply[1:]))
 
-    return "act", [names[type(verb.action)], reason, ttl, *verb.ids], parse
+    return "act", [names[type(verb.action)], reason, ttl, " ".join(verb.states), *verb.ids], parse
 
 
 def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:

@@ -131,7 +131,7 @@ def _sift(tx: Transaction, queue: Queue, verb: Enqueue) -> tuple[list[NewJob], l
 def _fingerprints(tx: Transaction, queue: Queue, ids: list[str]) -> dict[str, str]:
     wanted = to_json(ids)
     known: dict[str, str] = {}
-    for id, body in tx.all("endings_by_id", queue.id, wanted, tx.now):
+    for id, _, body in tx.all("endings_by_id", queue.id, wanted, tx.now):
         try:
             known[id] = read_ending(body).fingerprint
         except StoreCorrupt:
@@ -300,14 +300,16 @@ def act(tx: Transaction, verb: Act) -> Acted:
     if queue is None or not verb.ids:
         return Acted(tx.now)
     ids = list(dict.fromkeys(verb.ids))
-    found = {row.id: (row, body) for row, body in tx.records("jobs_by_id", queue.id, to_json(ids)) if body is not None}
+    meant = tuple(verb.states) or STATES
+    jobs = tx.records("jobs_by_id", queue.id, to_json(ids))
+    found = {row.id: (row, body) for row, body in jobs if body is not None and STATES[row.state] in meant}
     match verb.action:
         case Cancel() as wish:
             return Acted(tx.now, _cancel(tx, queue, [found[id] for id in ids if id in found], wish))
         case Replay():
             return Acted(tx.now, _replay(tx, queue, [found[id][0] for id in ids if id in found]))
         case Delete():
-            return Acted(tx.now, _delete(tx, queue, ids, {id: row for id, (row, _) in found.items()}))
+            return Acted(tx.now, _delete(tx, queue, ids, {id: row for id, (row, _) in found.items()}, meant))
 
 
 def _cancel(tx: Transaction, queue: Queue, found: list[tuple[Row, bytes]], wish: Cancel) -> list[str]:
@@ -382,18 +384,19 @@ def _replay(tx: Transaction, queue: Queue, rows: list[Row]) -> list[str]:
     return [row.id for row in dead]
 
 
-def _delete(tx: Transaction, queue: Queue, ids: list[str], jobs: dict[str, Row]) -> list[str]:
+def _delete(tx: Transaction, queue: Queue, ids: list[str], jobs: dict[str, Row], meant: Sequence[State]) -> list[str]:
     gone = [id for id in ids if id in jobs and jobs[id].state != RUNNING]
     for id in gone:
         queue.number(jobs[id], -1)
     tx.remove(queue, gone)
-    others = to_json([id for id in ids if id not in jobs])
-    endings = {id for id, _ in tx.all("endings_by_id", queue.id, others, tx.now)}
+    others = tx.all("endings_by_id", queue.id, to_json([id for id in ids if id not in jobs]), tx.now)
+    endings = [id for id, state, _ in others if STATES[state] in meant]
     if endings:
-        tx.run("forget", queue.id, others, tx.now)
+        tx.run("forget", queue.id, to_json(endings), tx.now)
     queue.count("deleted", len(gone) + len(endings))
     tx.ended.append((queue.name, gone))
-    return [id for id in ids if id in endings or (id in jobs and jobs[id].state != RUNNING)]
+    changed = {*gone, *endings}
+    return [id for id in ids if id in changed]
 
 
 def stats(tx: Transaction, verb: Stats) -> QueueStats:

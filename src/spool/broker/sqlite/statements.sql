@@ -145,7 +145,8 @@ WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND record NOT BETWEE
 SELECT * FROM job WHERE queue = ? AND id IN (SELECT value FROM json_each(?));
 
 -- name: endings_by_id
-SELECT id, CAST(body AS BLOB) FROM ending WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND expires > ?;
+SELECT id, state, CAST(body AS BLOB) FROM ending
+WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND expires > ?;
 
 -- name: forget
 DELETE FROM ending WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND expires > ?;

@@ -1,7 +1,18 @@
 -- include: _keys, _records, _tally, _endings, _end, _find
--- ARGV: now, action (cancel, replay, delete, pause, resume), reason, ttl, ids... Returns {now, changed...}.
+-- ARGV: now, action (cancel, replay, delete, pause, resume), reason, ttl, states that are meant (separated by spaces;
+-- empty: any), ids... Returns {now, changed...}.
 local action, reason, ttl = ARGV[2], ARGV[3], ARGV[4]
 local reply, cancelled, replayed, wished = {now}, {}, {}, false
+
+local wanted = ARGV[5] ~= '' and {} or nil
+for state in string.gmatch(ARGV[5], '%S+') do wanted[state] = true end
+
+local function meant(id, body)
+  if not wanted then return true end
+  if body then return wanted[locate(id, body) or ''] end
+  local ending = ending_of(id)
+  return ending and wanted[state_of(ending) or 'done']
+end
 
 -- An encoded Ending of a job that never ends by a worker's hand.
 local function cancelled_ending(id, body)
@@ -63,9 +74,10 @@ elseif action == 'resume' then
   redis.call('HDEL', P .. 'meta', 'paused')
   wake(8)
 else
-  for i = 5, #ARGV do
+  for i = 6, #ARGV do
     local id = ARGV[i]
-    if act[action](id, redis.call('HGET', P .. 'jobs', id)) then reply[#reply + 1] = id end
+    local body = redis.call('HGET', P .. 'jobs', id)
+    if meant(id, body) and act[action](id, body) then reply[#reply + 1] = id end
   end
   count('cancelled', #cancelled)
   remember('C', cancelled)

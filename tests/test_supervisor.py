@@ -1,4 +1,5 @@
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -16,8 +17,9 @@ from spool.broker import Broker, Done, Enqueue, Find, Stats, connect
 from spool.job import view
 from spool.nursery import send_frame
 from spool.supervisor import Fleet, WorkerOptions
-from spool.supervisor.children import Child
+from spool.supervisor.children import Child, is_gone
 from spool.supervisor.messages import Condemned, OnTrial
+from spool.worker.heartbeat import Machine
 from tests import shop
 from tests.contract.driver import job
 from tests.eventually import eventually
@@ -212,6 +214,28 @@ def test_the_last_words_of_a_child_are_heard_when_its_end_was_told_first():
     theirs.close()
     assert list(child.last_words()) == said
     ours.close()
+
+
+def test_a_process_that_nobody_has_waited_for_is_gone_all_the_same():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert not is_gone(process.pid, 0)
+        process.kill()
+        eventually(lambda: gone(process.pid))
+        assert is_gone(process.pid, 0)
+        assert is_gone(process.pid, Machine().born)
+
+
+def test_a_process_whose_main_thread_has_ended_before_the_others_is_not_gone():
+    program = (
+        "import ctypes, threading, sys; threading.Thread(target=input).start(); "
+        "ctypes.CDLL(None).syscall(int(sys.argv[1]), 0)"  # exit, of this thread alone
+    )
+    number = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+    with subprocess.Popen([sys.executable, "-c", program, str(number)], stdin=subprocess.PIPE) as process:
+        eventually(lambda: gone(process.pid))  # as it looks
+        assert not is_gone(process.pid, 0)
+        process.kill()
+        eventually(lambda: is_gone(process.pid, 0))
 
 
 # The command

@@ -150,4 +150,10 @@ def is_gone(pid: int, born: int) -> bool:
     except OSError:
         return False
     fields = _stat(pid)
-    return bool(born) and len(fields) > 19 and int(fields[19]) != born
+    if len(fields) <= 19:
+        return False
+    # A zombie runs nothing any more, and may stay for long where PID 1 does not look after orphans, as in many
+    # containers. Unless other threads outlived its main one.
+    if fields[0] == "Z" and int(fields[17]) <= 1:
+        return True
+    return bool(born) and int(fields[19]) != born

@@ -159,6 +159,37 @@ def test_a_fleet_outlives_its_nursery(broker, url):
         eventually(lambda: fleet.pids and fleet.pids != [before])
 
 
+def test_a_child_that_died_is_not_taken_for_what_others_left_behind(broker, url, tmp_path):
+    # Else a crash would not count as one, and a poison job would cost more children than it may.
+    log = tmp_path / "log"
+    with Fleet(options(url)) as fleet:
+        fleet.wait_ready()
+        (victim,) = fleet.pids
+        eventually(lambda: row_pids(broker) == [victim])
+        handle = shop.note.enqueue(str(log), 0.3)
+        eventually(lambda: shop.lines(log, "start"))
+        os.kill(fleet._nursery.pid, signal.SIGSTOP)
+        fleet.kill(victim)
+        eventually(lambda: is_gone(victim, 0))
+        fleet._undertaker._survey(Machine())
+        os.kill(fleet._nursery.pid, signal.SIGCONT)
+        handle.result(10)
+    assert broker.call(Stats("default")).totals == {"enqueued": 1, "done": 1, "crashed": 1}
+
+
+def test_nothing_is_left_of_the_processes_of_a_killed_child(broker, url):
+    with Fleet(options(url)) as fleet:
+        fleet.wait_ready()
+        (worker,) = fleet.pids
+        (helper,) = map(int, Path(f"/proc/{worker}/task/{worker}/children").read_text().split())
+        os.kill(helper, signal.SIGSTOP)  # to see whose it becomes
+        fleet.kill(worker)
+        eventually(lambda: fleet.pids and worker not in fleet.pids)
+        assert f"\nPPid:\t{fleet._nursery.pid}\n" in Path(f"/proc/{helper}/status").read_text()
+        os.kill(helper, signal.SIGCONT)
+        eventually(lambda: not Path(f"/proc/{helper}").exists())
+
+
 def test_stopping_hands_back_what_does_not_end(broker, url, tmp_path):
     log = tmp_path / "log"
     with Fleet(options(url, grace=0.1)) as fleet:

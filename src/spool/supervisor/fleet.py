@@ -266,7 +266,12 @@ class Fleet:
             # An app that was given a broker, and no URL, is the one case that has us import it.
             self._broker = connect(url) if url else load_app(self.options.app).broker
             self._heart = Heart(self._broker, self.options.lease, self._note_suspects)
-            self._undertaker = Undertaker(self._broker, self.options.lease)
+            self._undertaker = Undertaker(self._broker, self.options.lease, self._is_ours)
+
+    def _is_ours(self, incarnation: str) -> bool:
+        """Whether it is one of a child that was not buried yet, dead or alive."""
+        with self._lock:
+            return any(life.incarnation == incarnation for child in self._children.values() for life in child.lives)
 
     # Children
 
@@ -350,10 +355,11 @@ class Fleet:
         for message in child.last_words():
             self._obey(child, message)
         child.sock.close()
-        with self._lock:
-            del self._children[child.number]
+        # First to be buried, then no longer ours: nobody else may say what it died of.
         if self._undertaker is not None and child.lives:
             self._undertaker.bury(_inquest(child, code))
+        with self._lock:
+            del self._children[child.number]
         for life in child.lives:
             if self._heart is not None:
                 self._heart.remove(life.incarnation)

@@ -145,6 +145,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def waited_for_a_processor(pid: int) -> float:
+    """Seconds for which the main thread of a process could have run and was not let; 0 where nobody counts them."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
 # Kills
 
 
@@ -213,14 +221,17 @@ def test_a_new_worker_takes_over_at_once_what_was_killed_on_its_machine(broker, 
         os.killpg(first.pid, signal.SIGKILL)
         eventually(lambda: not any(map(alive, members)))
         began = time.monotonic()
-        with supervisor(url, "--lease", "10", errors=errors):
+        with supervisor(url, "--lease", "10", errors=errors) as second:
             for handle in handles:
                 handle.result(20)
+            starved = sum(map(waited_for_a_processor, [second.pid, *family(second.pid)]))
             assert SURVEYED in errors.read_text()
     again = [line.at - began for line in said(log, "start") if line.at > began]
     record_property("again", max(again))
+    record_property("starved", starved)
     assert len(again) == 2
-    assert max(again) < 1
+    # Nearly all of it is the start of two interpreters, which the neighbours of a test can make arbitrarily long.
+    assert max(again) - starved < 1
     assert totals(broker) == {"enqueued": 2, "done": 2, "lost": 2}
 
 

@@ -269,6 +269,24 @@ def test_a_process_whose_main_thread_has_ended_before_the_others_is_not_gone():
         eventually(lambda: is_gone(process.pid, 0))
 
 
+def test_a_child_that_was_busy_until_it_was_stopped_stands_still():
+    ours, theirs = socket.socketpair()
+    child = Child(1, ours, "worker")
+    with theirs, ours, subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        child.pid = process.pid
+        child.tick()
+        eventually(lambda: child.tick() or (child.silent > 2 and not child.still))
+        assert not child.stopped
+        process.send_signal(signal.SIGSTOP)
+        eventually(lambda: child.stopped)
+        child.tick()
+        before = child.still
+        for _ in range(5):
+            child.tick()
+        assert child.still == before + 5
+        process.kill()
+
+
 # The command
 
 

@@ -42,6 +42,8 @@ class Child:
         """Why it was killed without asking for it."""
         self.silent = 0
         """Ticks of the supervisor since the last sign of life: its own, so that a pause of both is none."""
+        self.still = 0
+        """Ticks since it last used the processor; 0 where the platform does not tell."""
         self.due = 0.0
         """When the next timeout of its jobs is, on the monotonic clock; 0: none that we know of."""
         self._frames = Frames()
@@ -82,15 +84,14 @@ class Child:
     def tick(self) -> None:
         """Count a tick without a sign of life."""
         self.silent += 1
-        if self.silent == 1:
-            self._used = _cpu_seconds(self.pid)
-
-    def plight(self) -> str:
-        """Say what keeps it silent: "stopped" by a signal, at a "standstill" of its own, or "busy"."""
         used = _cpu_seconds(self.pid)
-        if used is None or used != self._used:
-            return "busy"
-        return "stopped" if _state(self.pid) in "Tt" else "standstill"
+        self.still = 0 if used is None or used != self._used else self.still + 1
+        self._used = used
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal or a debugger keeps it from running."""
+        return _state(self.pid) in "Tt"
 
 
 class Incarnation:

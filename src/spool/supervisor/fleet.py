@@ -340,8 +340,8 @@ class Fleet:
             silence = child.silent * self._tick_every
             if silence > 2 * PULSE and 0 < child.due < time.monotonic() - self.options.kill_after:
                 child.killed = "held the interpreter beyond a timeout"
-            elif silence > self.options.lease and (plight := child.plight()) != "busy":
-                child.killed = "was stopped" if plight == "stopped" else "came to a standstill"
+            elif min(silence, child.still * self._tick_every) > self.options.lease:
+                child.killed = "was stopped" if child.stopped else "came to a standstill"
             if child.killed:
                 logger.warning("worker process %d %s for %.3g s: killed", child.pid, child.killed, silence)
                 self._execute(child)

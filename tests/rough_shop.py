@@ -7,19 +7,22 @@ import resource
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from spool import Spool, current_job
 from spool.retry import Backoff
 
 app = Spool()
+pooled = Spool()
+"""An app that has its worker keep a process pool as well."""
 
 SOON = Backoff(base=0.01, cap=0.05)
 
 
 def write(path: str, line: str) -> None:
     with Path(path).open("a") as file:
-        file.write(f"{line} {current_job().id} {os.getpid()} {time.monotonic():.3f}\n")
+        file.write(f"{line} {current_job().id} {os.getpid()} {time.monotonic_ns()}\n")
 
 
 @app.task(backoff=SOON)
@@ -36,6 +39,29 @@ async def faint(path: str) -> None:
     if current_job().attempt == 1:
         write(path, "faint")
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@app.task(backoff=SOON)
+async def linger(path: str) -> int:
+    """Take a minute if it is not interrupted, and no time when it runs again."""
+    write(path, "start")
+    await asyncio.sleep(60 if current_job().attempt == 1 else 0)
+    write(path, "end")
+    return os.getpid()
+
+
+@pooled.task(process=True, backoff=SOON)
+def linger_apart(path: str) -> int:
+    """Go on for ever, whatever it is told, and take no time when it runs again."""
+    write(path, "start")
+    while current_job().attempt == 1:
+        with suppress(asyncio.CancelledError):
+            time.sleep(60)
+    write(path, "end")
+    return os.getpid()
+
+
+pooled.task(backoff=SOON)(linger.fn)
 
 
 @app.task(backoff=SOON)
@@ -68,11 +94,12 @@ async def ruin(path: str, how: str) -> None:
 
 
 @app.task(backoff=SOON)
-async def block(path: str, seconds: float) -> None:
+async def block(path: str, seconds: float) -> int:
     """Block the event loop."""
     write(path, "start")
     time.sleep(seconds)  # noqa: ASYNC251 - that is the point
     write(path, "end")
+    return os.getpid()
 
 
 @app.task(backoff=SOON)

@@ -1,4 +1,5 @@
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -16,8 +17,9 @@ from spool.broker import Broker, Done, Enqueue, Find, Stats, connect
 from spool.job import view
 from spool.nursery import send_frame
 from spool.supervisor import Fleet, WorkerOptions
-from spool.supervisor.children import Child
+from spool.supervisor.children import Child, is_gone
 from spool.supervisor.messages import Condemned, OnTrial
+from spool.worker.heartbeat import Machine
 from tests import shop
 from tests.contract.driver import job
 from tests.eventually import eventually
@@ -171,6 +173,37 @@ def test_a_fleet_outlives_its_nursery(broker, url):
         eventually(lambda: fleet.pids and fleet.pids != [before])
 
 
+def test_a_child_that_died_is_not_taken_for_what_others_left_behind(broker, url, tmp_path):
+    # Else a crash would not count as one, and a poison job would cost more children than it may.
+    log = tmp_path / "log"
+    with Fleet(options(url)) as fleet:
+        fleet.wait_ready()
+        (victim,) = fleet.pids
+        eventually(lambda: row_pids(broker) == [victim])
+        handle = shop.note.enqueue(str(log), 0.3)
+        eventually(lambda: shop.lines(log, "start"))
+        os.kill(fleet._nursery.pid, signal.SIGSTOP)
+        fleet.kill(victim)
+        eventually(lambda: is_gone(victim, 0))
+        fleet._undertaker._survey(Machine())
+        os.kill(fleet._nursery.pid, signal.SIGCONT)
+        handle.result(10)
+    assert broker.call(Stats("default")).totals == {"enqueued": 1, "done": 1, "crashed": 1}
+
+
+def test_nothing_is_left_of_the_processes_of_a_killed_child(broker, url):
+    with Fleet(options(url)) as fleet:
+        fleet.wait_ready()
+        (worker,) = fleet.pids
+        (helper,) = map(int, Path(f"/proc/{worker}/task/{worker}/children").read_text().split())
+        os.kill(helper, signal.SIGSTOP)  # to see whose it becomes
+        fleet.kill(worker)
+        eventually(lambda: fleet.pids and worker not in fleet.pids)
+        assert f"\nPPid:\t{fleet._nursery.pid}\n" in Path(f"/proc/{helper}/status").read_text()
+        os.kill(helper, signal.SIGCONT)
+        eventually(lambda: not Path(f"/proc/{helper}").exists())
+
+
 def test_stopping_hands_back_what_does_not_end(broker, url, tmp_path):
     log = tmp_path / "log"
     with Fleet(options(url, grace=0.1)) as fleet:
@@ -226,6 +259,46 @@ def test_the_last_words_of_a_child_are_heard_when_its_end_was_told_first():
     theirs.close()
     assert list(child.last_words()) == said
     ours.close()
+
+
+def test_a_process_that_nobody_has_waited_for_is_gone_all_the_same():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert not is_gone(process.pid, 0)
+        process.kill()
+        eventually(lambda: gone(process.pid))
+        assert is_gone(process.pid, 0)
+        assert is_gone(process.pid, Machine().born)
+
+
+def test_a_process_whose_main_thread_has_ended_before_the_others_is_not_gone():
+    program = (
+        "import ctypes, threading, sys; threading.Thread(target=input).start(); "
+        "ctypes.CDLL(None).syscall(int(sys.argv[1]), 0)"  # exit, of this thread alone
+    )
+    number = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+    with subprocess.Popen([sys.executable, "-c", program, str(number)], stdin=subprocess.PIPE) as process:
+        eventually(lambda: gone(process.pid))  # as it looks
+        assert not is_gone(process.pid, 0)
+        process.kill()
+        eventually(lambda: is_gone(process.pid, 0))
+
+
+def test_a_child_that_was_busy_until_it_was_stopped_stands_still():
+    ours, theirs = socket.socketpair()
+    child = Child(1, ours, "worker")
+    with theirs, ours, subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        child.pid = process.pid
+        child.tick()
+        eventually(lambda: child.tick() or (child.silent > 2 and not child.still))
+        assert not child.stopped
+        process.send_signal(signal.SIGSTOP)
+        eventually(lambda: child.stopped)
+        child.tick()
+        before = child.still
+        for _ in range(5):
+            child.tick()
+        assert child.still == before + 5
+        process.kill()
 
 
 # The command

@@ -274,6 +274,7 @@ def main(fd: int) -> NoReturn:
         send_frame(control, msgspec.to_builtins(Failed(reason, traceback.format_exc())))
         os._exit(1)
     forks = _may_fork()
+    _adopt_orphans()
     # What is there now is shared with the children; the collector must not touch it, for that would copy it.
     gc.collect()
     gc.freeze()
@@ -407,6 +408,17 @@ class _Nest:
         # Ignored signals stay ignored in a new program, so they are given back their defaults.
         defaults = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         return os.posix_spawn(sys.executable, [*self._command, str(fd), *self._names], environment, setsigdef=defaults)
+
+
+def _adopt_orphans() -> None:
+    """Have the kernel give us the processes that a killed child leaves behind, so that they are reaped.
+
+    Else they are given to PID 1, which in a container is the supervisor, or another program that does not expect them.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
 
 def _die_with(parent: int) -> None:

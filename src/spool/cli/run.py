@@ -14,7 +14,7 @@ from spool.job import PRIORITIES, Priority
 if TYPE_CHECKING:
     from spool.broker import Broker
     from spool.report import WorkerRow
-    from spool.task import Durability
+    from spool.settings import Durability
 
 
 @click.command()

@@ -41,6 +41,8 @@ class Child:
         """Why it was killed without asking for it."""
         self.silent = 0
         """Ticks of the supervisor since the last sign of life: its own, so that a pause of both is none."""
+        self.still = 0
+        """Ticks since it last used the processor; 0 where the platform does not tell."""
         self.family_gone = False
         """Whether the processes of its pool, which keep its line open, have ended as it has."""
         self.due = 0.0
@@ -85,15 +87,14 @@ class Child:
     def tick(self) -> None:
         """Count a tick without a sign of life."""
         self.silent += 1
-        if self.silent == 1:
-            self._used = _cpu_seconds(self.pid)
-
-    def plight(self) -> str:
-        """Say what keeps it silent: "stopped" by a signal, at a "standstill" of its own, or "busy"."""
         used = _cpu_seconds(self.pid)
-        if used is None or used != self._used:
-            return "busy"
-        return "stopped" if _state(self.pid) in "Tt" else "standstill"
+        self.still = 0 if used is None or used != self._used else self.still + 1
+        self._used = used
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal or a debugger keeps it from running."""
+        return _state(self.pid) in "Tt"
 
 
 class Incarnation:
@@ -155,4 +156,10 @@ def is_gone(pid: int, born: int) -> bool:
     except OSError:
         return False
     fields = _stat(pid)
-    return bool(born) and len(fields) > 19 and int(fields[19]) != born
+    if len(fields) <= 19:
+        return False
+    # A zombie runs nothing any more, and may stay for long where PID 1 does not look after orphans, as in many
+    # containers. Unless other threads outlived its main one.
+    if fields[0] == "Z" and int(fields[17]) <= 1:
+        return True
+    return bool(born) and int(fields[19]) != born

@@ -270,7 +270,13 @@ class Fleet:
             # An app that was given a broker, and no URL, is the one case that has us import it.
             self._broker = connect(url) if url else load_app(self.options.app).broker
             self._heart = Heart(self._broker, self.options.lease, self._note_suspects)
-            self._undertaker = Undertaker(self._broker, self.options.lease)
+            self._undertaker = Undertaker(self._broker, self.options.lease, self._is_ours)
+
+    def _is_ours(self, incarnation: str) -> bool:
+        """Whether it is one of a child that was not buried yet, dead or alive."""
+        with self._lock:
+            ours = (*self._children.values(), *self._bereaved)
+            return any(life.incarnation == incarnation for child in ours for life in child.lives)
 
     # Children
 
@@ -339,8 +345,8 @@ class Fleet:
             silence = child.silent * self._tick_every
             if silence > 2 * PULSE and 0 < child.due < time.monotonic() - self.options.kill_after:
                 child.killed = "held the interpreter beyond a timeout"
-            elif silence > self.options.lease and (plight := child.plight()) != "busy":
-                child.killed = "was stopped" if plight == "stopped" else "came to a standstill"
+            elif min(silence, child.still * self._tick_every) > self.options.lease:
+                child.killed = "was stopped" if child.stopped else "came to a standstill"
             if child.killed:
                 logger.warning("worker process %d %s for %.3g s: killed", child.pid, child.killed, silence)
                 self._execute(child)
@@ -355,7 +361,7 @@ class Fleet:
             self._obey(child, message)
         with self._lock:
             del self._children[child.number]
-        self._bereaved.add(child)
+            self._bereaved.add(child)
         if child.family_gone:
             self._hand_back(child, code)
         else:  # else a job of its pool would run here and elsewhere
@@ -376,12 +382,14 @@ class Fleet:
         """Hand back what a child held, once."""
         if child not in self._bereaved:
             return
-        self._bereaved.discard(child)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(child.sock)
         child.sock.close()
+        # First to be buried, then no longer ours: nobody else may say what it died of.
         if self._undertaker is not None and child.lives:
             self._undertaker.bury(_inquest(child, code))
+        with self._lock:
+            self._bereaved.discard(child)
         for life in child.lives:
             if self._heart is not None:
                 self._heart.remove(life.incarnation)

@@ -36,11 +36,15 @@ class Dead(msgspec.Struct, frozen=True):
 
 
 class Undertaker:
-    """A thread that retires incarnations; again and again for a lease's time, after which the store does it."""
+    """A thread that retires incarnations; again and again for a lease's time, after which the store does it.
 
-    def __init__(self, broker: Broker, lease: float) -> None:
+    ``is_ours`` tells the incarnations whose end will be told to `bury`, with what they died of. From any thread.
+    """
+
+    def __init__(self, broker: Broker, lease: float, is_ours: Callable[[str], bool]) -> None:
         self._broker = broker
         self._lease = lease
+        self._is_ours = is_ours
         self._work: queues.SimpleQueue[Callable[[], None] | None] = queues.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="spool-undertaker", daemon=True)
         self._thread.start()
@@ -93,7 +97,7 @@ class Undertaker:
                 logger.debug("could not look for what others left behind: %s", error)
 
     def _survey(self, here: Machine) -> None:
-        """Retire the incarnations of this machine whose processes are certainly gone."""
+        """Retire the incarnations of this machine, but for our own, whose processes are certainly gone."""
         if not here.boot or not here.namespace:
             return
         cursor = ""
@@ -104,7 +108,7 @@ class Undertaker:
                     row = read_row(document.body)
                 except StoreCorrupt:
                     continue
-                if _is_of(here, row) and is_gone(row.pid, row.born):
+                if _is_of(here, row) and is_gone(row.pid, row.born) and not self._is_ours(row.incarnation):
                     logger.info("process %d of this machine is gone: its jobs are handed back", row.pid)
                     self.bury(Dead(row.incarnation, row.queues, "lost", f"process {row.pid} was gone"))
             cursor = loaded.cursor

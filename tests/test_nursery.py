@@ -1,3 +1,4 @@
+import ctypes
 import os
 import select
 import signal
@@ -45,6 +46,10 @@ def child(sock: socket.socket) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             send_frame(sock, "deaf")
             time.sleep(60)
+        case "newborn":
+            ctypes.CDLL(None).prctl(1, 0)  # it has not asked for word of its parent's death yet
+            send_frame(sock, "stopping")
+            signal.raise_signal(signal.SIGSTOP)
         case "trip":
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             sys.stdout = SimpleNamespace(flush=lambda: signal.raise_signal(signal.SIGTERM))  # its last step
@@ -108,6 +113,16 @@ def test_how_a_child_ended_is_told(parent):
 def test_a_signal_at_the_very_end_does_not_make_a_child_go_on_as_the_nursery(parent):
     number, sock, _ = parent.start("trip")
     assert parent.exit_of(number) == 3
+    sock.close()
+
+
+def test_one_that_was_stopped_as_it_was_forked_is_killed_as_well():
+    parent = Parent()
+    _, sock, pid = parent.start("newborn")
+    assert read_frame(sock) == "stopping"
+    eventually(lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text())
+    parent.nursery.kill()
+    assert not Path(f"/proc/{pid}").exists()
     sock.close()
 
 

@@ -196,6 +196,7 @@ class Nursery:
         self._control, theirs = socket.socketpair()
         self._frames = Frames()
         self._number = 0
+        self._serves = False
         with theirs:
             command = [sys.executable, "-c", _BOOT, str(theirs.fileno())]
             fds = [theirs.fileno()] if lifeline is None else [theirs.fileno(), lifeline]
@@ -232,7 +233,9 @@ class Nursery:
             data = b""
         if not data:
             return [Gone()]
-        return [msgspec.convert(message, Event) for message in self._frames.feed(data)]
+        events = [msgspec.convert(message, Event) for message in self._frames.feed(data)]
+        self._serves = self._serves or any(isinstance(event, Ready) for event in events)
+        return events
 
     def close(self) -> None:
         """End the nursery, and with it the children that are left; waits for it."""
@@ -245,6 +248,14 @@ class Nursery:
 
     def kill(self) -> None:
         """Kill it and its children, now."""
+        try:
+            if self._serves:
+                # It knows them all. Were it killed, one that is only just forked might not have heard of its parent's
+                # death yet, and if it is stopped, never would.
+                send_frame(self._control, _KILL)
+                self._process.wait(1.0)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
         self._process.kill()
         self.close()
 
@@ -284,6 +295,8 @@ def main(fd: int) -> NoReturn:
         nest.serve()
     except (EOFError, OSError):
         nest.clear()
+    except _Killed:
+        nest.clear(grace=0.0)
     os._exit(0)
 
 
@@ -305,6 +318,13 @@ def _may_fork() -> bool:
     if sys.platform != "linux":  # system libraries elsewhere do not bear it
         return False
     return len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208
+
+
+_KILL: Final = ["kill"]
+
+
+class _Killed(Exception):
+    """The parent wants no end in order."""
 
 
 class _Nest:
@@ -336,9 +356,10 @@ class _Nest:
             if self._control.fileno() in readable:
                 self._obey()
 
-    def clear(self) -> None:
-        """End the children."""
-        for signum, wait in ((signal.SIGTERM, ORPHANED), (signal.SIGKILL, 5.0)):
+    def clear(self, grace: float = ORPHANED) -> None:
+        """End the children: SIGTERM, and SIGKILL after the grace."""
+        in_order = [(signal.SIGTERM, grace)] if grace else []
+        for signum, wait in (*in_order, (signal.SIGKILL, 5.0)):
             for pid in self._numbers:
                 os.kill(pid, signum)
             end = time.monotonic() + wait
@@ -360,6 +381,8 @@ class _Nest:
             case ["signal", int(number), int(signum)]:
                 for pid in [pid for pid, known in self._numbers.items() if known == number]:
                     os.kill(pid, signum)
+            case ["kill"]:
+                raise _Killed
             case other:
                 raise AssertionError(f"a nursery does not know {other!r}")
 

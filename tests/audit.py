@@ -8,7 +8,7 @@ import redis
 # From the header of _keys.lua: the keys with a TTL, and those which live as long as what they hold.
 EXPIRING = re.compile(r"tasks:\w+|ends:\d+|recent|metrics|waiters")
 BOUNDED = re.compile(
-    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|unroutable|run:.+|leases|inc:.+|retiring|gone|cancel|meta|totals|ends|wake"
+    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|unroutable|run:.+|leases|told|inc:.+|retiring|gone|cancel|meta|totals|ends|wake"
 )
 SHARED = re.compile(r"layout|queues|docx?:.+")
 
@@ -56,6 +56,7 @@ def _audit_queue(client: redis.Redis, prefix: str, keys: set[str]) -> None:
     assert parked == set(names("parked:")), "the set of parked tasks is wrong"
     assert set(members("unroutable")) == {id for task in parked for id in members(f"parked:{task}")}
     leases, retiring, gone = set(members("leases")), set(fields("retiring")), set(members("gone"))
+    assert set(fields("told")) == leases, "a lease of which nobody knows the length, or the other way round"
     assert set(names("inc:")) <= leases, "the row of an incarnation outlived it"
     assert set(names("run:")) <= leases | retiring, "jobs are held by nobody"
     assert retiring <= gone, "a retiring incarnation has no tombstone"

@@ -206,11 +206,16 @@ class Documents:
         present = self._bodies[key][0].version if self._there(key) else 0
         if verb.if_version not in (None, present):
             raise VersionConflict(f"{verb.kind} {verb.key} has version {present}, not {verb.if_version}")
+        until = self._clock.wall + verb.ttl if verb.ttl else 0
+        for name, body in verb.others.items():
+            other = (verb.kind, name)
+            version = self._bodies[other][0].version if self._there(other) else 0
+            self._bodies[other] = (Document(name, version + 1, body), until)
         if verb.body is None:
             self._bodies.pop(key, None)
             return Stored(self._clock.wall, 0)
         document = Document(verb.key, present + 1, verb.body)
-        self._bodies[key] = (document, self._clock.wall + verb.ttl if verb.ttl else 0)
+        self._bodies[key] = (document, until)
         return Stored(self._clock.wall, document.version)
 
     def _there(self, key: tuple[str, str]) -> bool:

@@ -339,9 +339,14 @@ class Twins(RuleBasedStateMachine):
         states = data.draw(st.just(()) | st.lists(st.sampled_from(State), min_size=1, unique=True))
         self.both(Act(self.queue, action, list(dict.fromkeys(ids)), states))
 
-    @rule(key=st.sampled_from("xy"), body=st.sampled_from([b"1", b"", None]), version=st.sampled_from([None, 0, 1, 2]))
-    def store(self, key: str, body: bytes | None, version: int | None) -> None:
-        self.both(Store(self.queue, key, body, if_version=version))
+    @rule(
+        key=st.sampled_from("xy"),
+        body=st.sampled_from([b"1", b"", None]),
+        version=st.sampled_from([None, 0, 1, 2]),
+        others=st.dictionaries(st.sampled_from("xyz"), st.just(b"3"), max_size=2),
+    )
+    def store(self, key: str, body: bytes | None, version: int | None, others: dict[str, bytes]) -> None:
+        self.both(Store(self.queue, key, body, if_version=version, others=others))
         self.both(Load(self.queue))
 
     @rule(ms=STEPS)

@@ -75,6 +75,23 @@ def test_a_document_is_removed(load, store_):
     assert store_("a", b"").version == 1
 
 
+def test_others_are_written_with_it(load, store_, clock):
+    store_("c", b"old")
+    assert store_("a", b"1", ttl=30, others={"b": b"2", "c": b"3"}) == Stored(clock.wall, 1)
+    assert load().documents == [Document("a", 1, b"1"), Document("b", 1, b"2"), Document("c", 2, b"3")]
+    clock.advance(30)
+    assert load().documents == []
+
+
+def test_others_are_written_when_it_is_removed_and_not_when_it_is_refused(load, store_):
+    store_("a", b"")
+    with pytest.raises(VersionConflict):
+        store_("a", b"1", if_version=7, others={"b": b"2"})
+    assert load().documents == [Document("a", 1, b"")]
+    store_("a", None, others={"b": b"2"})
+    assert load().documents == [Document("b", 1, b"2")]
+
+
 def test_a_document_lasts_for_its_ttl(load, store_, clock):
     store_("a", b"", ttl=30)
     store_("b", b"", ttl=60_000)

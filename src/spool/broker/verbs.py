@@ -458,6 +458,7 @@ class Store(Verb[Stored], frozen=True):
     """Write a document (``body`` None removes it), for ``ttl`` milliseconds if that is not 0.
 
     With ``if_version`` only if the present version is that (0: not there); otherwise raises `VersionConflict`.
+    ``others``: further documents of that kind to be written for as long, by key, whatever their versions are.
     """
 
     kind: str
@@ -465,3 +466,4 @@ class Store(Verb[Stored], frozen=True):
     body: bytes | None
     ttl: int = 0
     if_version: int | None = None
+    others: dict[str, bytes] = {}

@@ -22,7 +22,7 @@ from spool.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreCor
 
 logger = logging.getLogger("spool.worker")
 
-ROW_EVERY: Final = 3.0
+ROW_EVERY: Final = 4.0
 """Seconds between two writings of a worker's row."""
 
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -175,8 +175,7 @@ class Heart:
             while not self._stopped:
                 for queue in self._queues():
                     self._beat(queue, [lease for lease in self._held() if queue in lease.holder.queues])
-                for lease in self._held():
-                    self._write_row(lease)
+                self._write_rows()
                 self._kicked.wait(min(1.0, self._lease / 10))
                 self._kicked.clear()
         except Exception as error:
@@ -217,15 +216,24 @@ class Heart:
             held_ids=report[1] if report else None,
         )
 
-    def _write_row(self, lease: _Lease) -> None:
-        if self._stopped or time.monotonic() < lease.row_due or not (row := lease.holder.row()):
+    def _write_rows(self) -> None:
+        """Write the rows that are due, and those that soon will be, in one command."""
+        now = time.monotonic()
+        due = [lease for lease in self._held() if lease.row_due <= now + ROW_EVERY / 2]
+        if self._stopped or not any(lease.row_due <= now for lease in due):
             return
+        rows = {lease: row for lease in due if (row := lease.holder.row())}
+        if not rows:
+            return
+        bodies = {lease.holder.incarnation: row for lease, row in rows.items()}
+        incarnation, row = bodies.popitem()
         ttl = round(max(3 * self._lease, 5 * ROW_EVERY) * 1000)
         try:
-            self._broker.call(Store("worker", lease.holder.incarnation, row, ttl))
+            self._broker.call(Store("worker", incarnation, row, ttl, others=bodies))
         except BrokerError as error:
-            logger.debug("the worker's row was not written: %s", error)
-        lease.row_due = time.monotonic() + ROW_EVERY
+            logger.debug("the rows of %d workers were not written: %s", len(rows), error)
+        for lease in rows:
+            lease.row_due = now + ROW_EVERY
 
     def _listen(self) -> None:
         """Beat whenever there may be orders, which would else wait for the next beat."""

@@ -341,7 +341,8 @@ def form(verb: Verb[Any], prefix: str, now: int | None) -> Call:
         case Store():
             body = ("", b"") if verb.body is None else ("1", verb.body)
             wanted = "" if verb.if_version is None else verb.if_version
-            args = [*clock, "store", verb.kind, verb.key, *body, verb.ttl, wanted]
+            others = [item for pair in verb.others.items() for item in pair]
+            args = [*clock, "store", verb.kind, verb.key, *body, verb.ttl, wanted, *others]
             return Call(script("documents"), shared, args, _stored)
         case _:
             name, args, parse = _FORMS[type(verb)](verb)

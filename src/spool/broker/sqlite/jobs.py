@@ -444,9 +444,12 @@ def store(tx: Transaction, verb: Store) -> Stored:
     version: int = found[0] if found else 0
     if verb.if_version not in (None, version):
         raise VersionConflict(f"{verb.kind} {verb.key} has version {version}, not {verb.if_version}")
+    expires = min(tx.now + verb.ttl, FAR) if verb.ttl else None
+    for key, body in verb.others.items():
+        before = tx.one("document", verb.kind, key, tx.now)
+        tx.run("set_document", verb.kind, key, before[0] + 1 if before else 1, body, expires)
     if verb.body is None:
         tx.run("remove_document", verb.kind, verb.key)
         return Stored(tx.now, 0)
-    expires = min(tx.now + verb.ttl, FAR) if verb.ttl else None
     tx.run("set_document", verb.kind, verb.key, version + 1, verb.body, expires)
     return Stored(tx.now, version + 1)

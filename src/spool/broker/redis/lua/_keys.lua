@@ -13,7 +13,8 @@
 -- P..unroutable    zset    id by time of parking            exactly those that are parked
 -- P..run:<inc>     hash    id -> "<seq>:<lane>:<started>:<place>"   what an incarnation holds; gone when it is retired
 -- P..leases        zset    incarnation by end of its lease
--- P..inc:<inc>     hash    claim, settle (last seqs), reply (of that settle), lease, tasks; gone when it is retired
+-- P..told          hash    incarnation -> "<lease>:<hash of its task names>"; gone when it is retired
+-- P..inc:<inc>     hash    claim, settle (last seqs), reply (of that settle); gone when it is retired
 -- P..retiring      hash    incarnation -> "<reason>:<detail>"       until all its jobs are handed back
 -- P..gone          zset    tombstones: incarnation by the time until which it is refused
 -- P..tasks:<hash>  set     task names                       TTL, renewed by beat

@@ -1,25 +1,11 @@
--- The clock, leases, and handing back what an incarnation held.
-
--- Notes that the clock was seen; grants an amnesty when it jumped, or stood still, for more than lease/3.
--- Returns the time until which nothing is reaped, and whether the queue is paused.
-local function tick(lease)
-  local meta = call('HMGET', P .. 'meta', 'seen', 'amnesty', 'paused')
-  local seen, amnesty = tonumber(meta[1]), tonumber(meta[2]) or 0
-  if seen and math.abs(now - seen) > lease / 3 then
-    amnesty = now + lease
-    call('HSET', P .. 'meta', 'amnesty', amnesty)
-    local far = call('ZRANGEBYSCORE', P .. 'leases', '(' .. amnesty, '+inf')
-    for _, inc in ipairs(far) do call('ZADD', P .. 'leases', amnesty, inc) end
-  end
-  call('HSET', P .. 'meta', 'seen', now)
-  return amnesty, meta[3]
-end
+-- Handing back what an incarnation held.
 
 -- From here on the incarnation is refused everywhere; its jobs are still to be handed back.
 local function bury(inc, reason, detail)
   redis.call('ZREM', P .. 'leases', inc)
   redis.call('ZREMRANGEBYSCORE', P .. 'gone', '-inf', now)
   redis.call('ZADD', P .. 'gone', now + DAY, inc)
+  redis.call('HDEL', P .. 'told', inc)
   redis.call('DEL', P .. 'inc:' .. inc)
   if redis.call('EXISTS', P .. 'run:' .. inc) == 1 then
     redis.call('HSETNX', P .. 'retiring', inc, reason .. ':' .. detail)

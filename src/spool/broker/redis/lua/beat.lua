@@ -1,10 +1,8 @@
--- include: _keys, _records, _tally, _end, _lease
+-- include: _keys, _tick, _quick, _records, _tally, _end, _lease
 -- ARGV: now, then for each heartbeat: incarnation, lease, task hash ("" none given), n task names, names...,
 -- held count ("" unknown), claim seq, n held ids ("" none given), ids...
 -- Returns {now, suspects, per heartbeat {lost, {id to cancel, reason, ...}, held, {unknown}, tasks} or just held}.
-redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
-
-local reply, at, ticked = {now, 0}, 2, false
+local reply = {now, 0}
 local wishes = redis.call('EXISTS', P .. 'cancel') == 1 and redis.call('HKEYS', P .. 'cancel') or {}
 
 local function reconcile(inc, seq, ids)
@@ -26,50 +24,52 @@ local function reconcile(inc, seq, ids)
   return unknown
 end
 
-local graves = redis.call('EXISTS', P .. 'gone') == 1
 local renewed, kept = {}, {}
 
 -- Whether the store knows the names of these tasks, and will for a while; asked once for all who have the same.
 local function knows(hash, lease)
-  if hash and kept[hash] == nil then
+  if kept[hash] == nil then
     local ms = math.max(3600000, 10 * lease)
     kept[hash] = hash == 'none' or redis.call('PEXPIRE', P .. 'tasks:' .. hash, ms) == 1
   end
-  return hash and kept[hash]
+  return kept[hash]
 end
 
-local function beat(inc, lease, hash, names, seq, ids)
-  if graves and redis.call('ZSCORE', P .. 'gone', inc) then return {1, {}, 0, {}, 0} end
-  if not ticked then
-    ticked = true
-    tick(lease)
+local function learn(inc, lease, hash, names)
+  redis.call('HSET', P .. 'told', inc, lease .. ':' .. hash)
+  for first = 1, #names, 1000 do
+    redis.call('SADD', P .. 'tasks:' .. hash, unpack(names, first, math.min(first + 999, #names)))
   end
-  local row, unknown, cancel = P .. 'inc:' .. inc, {}, {}
-  renewed[#renewed + 1] = now + lease
-  renewed[#renewed + 1] = inc
-  local state = redis.call('HMGET', row, 'lease', 'tasks')
-  if state[1] ~= tostring(lease) then redis.call('HSET', row, 'lease', lease) end
-  if hash ~= '' then
-    redis.call('HSET', row, 'tasks', hash)
-    for first = 1, #names, 1000 do
-      redis.call('SADD', P .. 'tasks:' .. hash, unpack(names, first, math.min(first + 999, #names)))
+end
+
+local function wanted(inc)
+  local entries, cancel = hmget(P .. 'run:' .. inc, wishes), {}
+  for i, id in ipairs(wishes) do
+    if entries[i] then
+      cancel[#cancel + 1] = id
+      cancel[#cancel + 1] = redis.call('HGET', P .. 'cancel', id)
     end
   end
-  local stated = knows(hash ~= '' and hash or state[2], lease)
-  if ids then unknown = reconcile(inc, seq, ids) end
-  if #wishes > 0 then
-    local entries = hmget(P .. 'run:' .. inc, wishes)
-    for i, id in ipairs(wishes) do
-      if entries[i] then
-        cancel[#cancel + 1] = id
-        cancel[#cancel + 1] = redis.call('HGET', P .. 'cancel', id)
-      end
-    end
-  end
+  return cancel
+end
+
+-- told: what an earlier beat of the incarnation said, which is gone when it is retired.
+local function beat(told, inc, lease, hash, names, seq, ids)
+  if not told and redis.call('ZSCORE', P .. 'gone', inc) then return {1, {}, 0, {}, 0} end
+  if not renewed[1] then tick(lease) end
+  renewed[#renewed + 1], renewed[#renewed + 2] = now + lease, inc
+  local before, known = string.match(told or '', '^(%d+):(.*)$')
+  if hash == '' then hash = known or '' end
+  if hash ~= known or tonumber(before) ~= lease then learn(inc, lease, hash, names) end
+  local stated = hash ~= '' and knows(hash, lease)
+  local unknown = ids and reconcile(inc, seq, ids) or {}
+  local cancel = #wishes > 0 and wanted(inc) or {}
   local held = redis.call('HLEN', P .. 'run:' .. inc)
   if stated and #cancel == 0 and #unknown == 0 then return held end -- which is all there is to say, as a rule
   return {0, cancel, held, unknown, stated and 0 or 1}
 end
+
+local at, incs, beats = 2, {}, {}
 
 local function take(n)
   local list = {}
@@ -84,9 +84,11 @@ while at <= #ARGV do
   local names = take(n)
   local seq, held = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
-  local ids = held and take(held)
-  reply[#reply + 1] = beat(inc, lease, hash, names, seq, ids)
+  incs[#incs + 1] = inc
+  beats[#beats + 1] = {inc, lease, hash, names, seq, held and take(held)}
 end
+local told = hmget(P .. 'told', incs)
+for i, each in ipairs(beats) do reply[#reply + 1] = beat(told[i], unpack(each, 1, 6)) end
 for first = 1, #renewed, 1000 do
   redis.call('ZADD', P .. 'leases', unpack(renewed, first, math.min(first + 999, #renewed)))
 end

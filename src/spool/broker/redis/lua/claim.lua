@@ -1,4 +1,4 @@
--- include: _keys, _records, _tally, _endings, _end, _lease
+-- include: _keys, _tick, _records, _tally, _endings, _end, _lease
 -- ARGV: now, incarnation, seq, main slots, process slots, trial ("1" or ""), unroutable after (ms; 0 never).
 -- Returns {now, next_at or "", {ids}, {records}, {id, tally, ...}}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
@@ -6,9 +6,9 @@ redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 local inc, seq = ARGV[2], tonumber(ARGV[3])
 local row, run = P .. 'inc:' .. inc, P .. 'run:' .. inc
 local ends = tonumber(redis.call('ZSCORE', P .. 'leases', inc) or nil)
-if not ends then return redis.error_reply('LEASELOST incarnation ' .. inc .. ' holds no lease') end
-local state = redis.call('HMGET', row, 'claim', 'lease', 'tasks')
-local amnesty, paused = tick(tonumber(state[2]))
+local lease, hash = string.match(redis.call('HGET', P .. 'told', inc) or '', '^(%d+):(.*)$')
+if not ends or not lease then return redis.error_reply('LEASELOST incarnation ' .. inc .. ' holds no lease') end
+local amnesty, paused = tick(tonumber(lease))
 -- An amnesty may have cut the lease, but to a time that is yet to come.
 if ends <= now then return redis.error_reply('LEASELOST the lease of incarnation ' .. inc .. ' ran out') end
 
@@ -26,7 +26,7 @@ local function answer(next_at)
   return {now, next_at or '', ids, bodies, tallies}
 end
 
-local last = tonumber(state[1] or 0)
+local last = tonumber(redis.call('HGET', row, 'claim') or 0)
 if seq < last then return answer() end
 if seq == last then
   local flat, again = redis.call('HGETALL', run), {}
@@ -71,7 +71,7 @@ local function promote()
   count('repairs', lost)
 end
 
-local tasks = P .. 'tasks:' .. (state[3] or '')
+local tasks = P .. 'tasks:' .. hash
 
 local function unpark()
   local budget = 500

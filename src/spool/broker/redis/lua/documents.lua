@@ -1,7 +1,8 @@
 -- include: _keys
 -- KEYS[1] is "<prefix>:{spool}:". ARGV: now, verb, kind, then
 -- load: cursor, limit. Returns {now, cursor, key, version, body, ...}, or for kind "queue" the names of the queues.
--- store: key, "1" for a body or "" to remove, body, ttl, if_version ("" any). Returns {now, version}.
+-- store: key, "1" for a body or "" to remove, body, ttl, if_version ("" any), other keys and bodies. Returns {now,
+-- version}.
 local verb, kind = ARGV[2], ARGV[3]
 local rows, expiry = P .. 'doc:' .. kind, P .. 'docx:' .. kind
 
@@ -37,11 +38,16 @@ local version = read(key)
 if wanted and wanted ~= version then
   return redis.error_reply('VERSION ' .. kind .. ' ' .. key .. ' has version ' .. version .. ', not ' .. wanted)
 end
-redis.call('ZREM', expiry, key)
+local function write(key, version, body)
+  redis.call('HSET', rows, key, version .. ':' .. body)
+  if ttl > 0 then redis.call('ZADD', expiry, now + ttl, key) else redis.call('ZREM', expiry, key) end
+end
+
+for at = 9, #ARGV, 2 do write(ARGV[at], read(ARGV[at]) + 1, ARGV[at + 1]) end
 if ARGV[5] == '' then
+  redis.call('ZREM', expiry, key)
   redis.call('HDEL', rows, key)
   return {now, 0}
 end
-redis.call('HSET', rows, key, (version + 1) .. ':' .. ARGV[6])
-if ttl > 0 then redis.call('ZADD', expiry, now + ttl, key) end
+write(key, version + 1, ARGV[6])
 return {now, version + 1}

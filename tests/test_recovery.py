@@ -311,9 +311,13 @@ asyncio.run(app.run_worker(["default", "own"], concurrency=40, lease=1.0))
 # Suspects are tried one at a time, so the whole scale takes minutes.
 NEIGHBOURS, SECONDS = (99, 5.0) if os.environ.get("SPOOL_TEST_LONG") else (6, 0.3)
 
+RUINS = ["exit", "segfault", "memory"]
+if sys.version_info < (3, 12):  # newer ones count the frames of C as well, and raise an ordinary RecursionError
+    RUINS.append("recursion")
+
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", ["exit", "segfault", "memory", "recursion"])
+@pytest.mark.parametrize("how", RUINS)
 def test_one_poison_job_dies_alone(broker, url, log, how):
     with Fleet(options(url, concurrency=100)) as fleet:
         fleet.wait_ready()

@@ -231,6 +231,16 @@ def test_a_late_redelivery_is_found(story):
     assert of(story) == {REDELIVERY}
 
 
+@pytest.mark.parametrize(("until", "found"), [(19.9, set()), (9.9, {REDELIVERY})])
+def test_a_job_that_blocks_the_loop_of_its_new_process_excuses_a_late_redelivery(story, until, found):
+    story.enqueued("poison", at=1.0, task="block-loop")
+    story.event("poison", 1.0, fault="block-loop", ids=["poison"])
+    story.ran("poison", until - 9.0, until, pid=OTHER, task="block-loop")
+    story.found("poison", task="block-loop")
+    killed(story, again=20.0)
+    assert of(story) == found
+
+
 def test_another_fault_excuses_a_late_redelivery(story):
     killed(story, again=12.0)
     story.event("outage", 10.1, 11.5, fault="redis-kill")

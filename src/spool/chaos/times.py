@@ -122,11 +122,22 @@ def _bound(history: History, event: Event) -> int:
 
 def _undisturbed(history: History, event: Event, before: Attempt, after: Attempt) -> bool:
     # A job that was in a crash before goes through the line of suspects, which has a pace of its own.
-    if before.number > 1 or before.id in history.poisons:
+    if before.number > 1 or before.id in history.poisons or _is_blocked(history, event.at, after):
         return False
     window = event.at + _bound(history, event)
     others = history.disturbances(event.at - 2 * history.lease, min(after.started, window), event)
     return not [each for each in others if each.kind != "term" or event.fault]
+
+
+def _is_blocked(history: History, since: int, attempt: Attempt) -> bool:
+    """Whether a job blocked the loop of that process before the attempt: it was claimed, and waited for the loop."""
+    blocks = (
+        each for id, fault in history.poisons.items() if fault == "block-loop" for each in history.attempts.get(id, ())
+    )
+    return any(
+        each.pid == attempt.pid and each.started <= attempt.started and (each.ended is None or each.ended >= since)
+        for each in blocks
+    )
 
 
 def _resumed(history: History) -> Iterator[tuple[Event, str, int | None]]:

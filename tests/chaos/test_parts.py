@@ -365,7 +365,8 @@ for line in sys.stdin:
 
 
 def test_a_group_is_found_with_all_its_members(tmp_path):
-    child = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
+    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+    child += "time.sleep(60)"
     process = processes.spawn([sys.executable, "-c", child], tmp_path / "log")
     try:
         members = eventually(lambda: len(found := processes.group(process.pid)) == 2 and found)

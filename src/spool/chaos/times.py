@@ -134,8 +134,10 @@ def _is_blocked(history: History, since: int, attempt: Attempt) -> bool:
     blocks = (
         each for id, fault in history.poisons.items() if fault == "block-loop" for each in history.attempts.get(id, ())
     )
+    life = history.lives.get(attempt.pid)
+    processes = {attempt.pid, *(life.family if life else ())}  # a process of the pool is given its jobs by that loop
     return any(
-        each.pid == attempt.pid and each.started <= attempt.started and (each.ended is None or each.ended >= since)
+        each.pid in processes and each.started <= attempt.started and (each.ended is None or each.ended >= since)
         for each in blocks
     )
 

@@ -13,7 +13,7 @@ def test_idle_workers_share_what_comes(durable, broker, tmp_path):
     seen: list[Counter[str]] = []
     with Fleet(WorkerOptions(app="tests.shop:app", url=durable.url, processes=10, log_level="error")) as fleet:
         fleet.wait_ready()
-        # A worker that the machine gives no processor to gets no jobs, and should not: then once more.
+        # One round should do. About one in five does not hold, on an idle machine too, and why is not known yet.
         while not (seen and len(seen[-1]) == 10 and max(seen[-1].values()) <= 2 * min(seen[-1].values())):
             assert len(seen) < 3, seen
             log = tmp_path / f"log-{len(seen)}"

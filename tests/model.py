@@ -360,16 +360,16 @@ class ModelBroker:
             raise LeaseLost(f"the lease of {verb.incarnation} ran out")
         if verb.seq <= me.claim_seq:
             again = [entry for entry in queue.running(verb.incarnation) if entry.fence == verb.seq == me.claim_seq]
-            return self._claimed(again, self.now)
+            return self._claimed(again, self.now, cut=False)
         me.claim_seq = verb.seq
         self._keep_house(queue, me)
         self._bury_unroutable(queue, verb)
         taken, cut = ([], False) if queue.paused else self._take(queue, verb, me)
-        return self._claimed(taken, self._next_at(queue, verb, cut=cut))
+        return self._claimed(taken, self._next_at(queue, verb, cut=cut), cut=cut)
 
-    def _claimed(self, entries: list[Entry], next_at: int | None) -> Claimed:
+    def _claimed(self, entries: list[Entry], next_at: int | None, *, cut: bool) -> Claimed:
         jobs = [(entry.id, entry.record) for entry in entries]
-        return Claimed(self.now, jobs, {entry.id: entry.tally for entry in entries if entry.tally}, next_at)
+        return Claimed(self.now, jobs, {entry.id: entry.tally for entry in entries if entry.tally}, next_at, cut)
 
     def _keep_house(self, queue: Queue, me: Incarnation) -> None:
         if self.now >= queue.amnesty:
@@ -411,7 +411,7 @@ class ModelBroker:
         taken, cut = [], False
         for lane in LANES:
             ready = [entry for entry in queue.among(State.READY) if entry.lane == lane]
-            share = queue.share(self.now, len(ready), verb.incarnation if lane == MAIN else None)
+            share = queue.share(self.now, len(ready), verb.incarnation if lane == MAIN else None, even=verb.even)
             cut = cut or share < min(verb.slots[lane], len(ready))
             taken += self._take_from(queue, ready, min(verb.slots[lane], share), verb, me)
         return taken, cut
@@ -438,7 +438,7 @@ class ModelBroker:
         else:
             more = any(verb.slots[entry.lane] for entry in queue.among(State.READY))
         if more and not queue.paused:
-            return self.now + (20 if cut else 0)
+            return self.now + (50 if cut else 0)
         times = [entry.due for entry in queue.among(State.SCHEDULED) if entry.due is not None]
         times += [max(each.deadline, queue.amnesty) for name, each in queue.alive.items() if name != verb.incarnation]
         return min(times, default=None)

@@ -140,14 +140,20 @@ class Queue:
     def live(self, now: int) -> list[str]:
         return [name for name, each in self.alive.items() if each.deadline > now]
 
-    def share(self, now: int, ready: int, main: str | None) -> int:
-        """An even split of what is ready; in the main lane at least what is missing to one of all that is held, too."""
+    def share(self, now: int, ready: int, main: str | None, *, even: bool) -> int:
+        """An even split of what is ready; in the main lane at least what is missing to one of all that is held, too.
+
+        If it is to be ``even``, then in the main lane no more than that.
+        """
         live = self.live(now)
         share = max(1, math.ceil(ready / len(live)))
         if main is None:
             return share
         held = sum(len(self.running(each)) for each in live)
-        return max(share, math.ceil((ready + held) / len(live)) - len(self.running(main)))
+        missing = math.ceil((ready + held) / len(live)) - len(self.running(main))
+        if len(live) == 1:
+            return share
+        return max(0, missing) if even else max(share, missing)
 
     def among(self, *states: State) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.state in states]

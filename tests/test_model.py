@@ -131,7 +131,7 @@ def plain(reply: Any, lanes: dict[str, int]) -> Any:
         case Claimed():
             jobs = [[each for each in reply.jobs if lanes[each[0]] == lane] for lane in (0, 1)]
             tallies = {id: read_tally(text) for id, text in reply.tallies.items()}
-            return reply.now, jobs, tallies, reply.next_at
+            return reply.now, jobs, tallies, reply.next_at, reply.cut
         case Beaten():
             return reply.now, [plain_orders(each) for each in reply.orders], reply.suspects
         case Settled():
@@ -233,11 +233,13 @@ class Twins(RuleBasedStateMachine):
         self.beaten.add(name)
         self.both(Beat(self.queue, [Heartbeat(name, LEASE, ("t",), claim_seq=seq, held_ids=tuple(held))]))
 
-    @rule(worker=WORKERS, slots=SLOTS, trial=RARELY, unroutable_after=UNROUTABLE)
-    def claim(self, worker: str, slots: tuple[int, int], *, trial: bool, unroutable_after: int = 0) -> None:
+    @rule(worker=WORKERS, slots=SLOTS, trial=RARELY, unroutable_after=UNROUTABLE, even=st.booleans())
+    def claim(
+        self, worker: str, slots: tuple[int, int], *, trial: bool, unroutable_after: int = 0, even: bool = False
+    ) -> None:
         name = self.incarnation(worker)
         self.claims[name] += 1
-        self.both(Claim(self.queue, name, self.claims[name], slots, trial, unroutable_after))
+        self.both(Claim(self.queue, name, self.claims[name], slots, trial, unroutable_after, even))
 
     @rule(
         worker=WORKERS,

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 from spool import (
@@ -32,6 +33,7 @@ from spool.broker import (
     Enqueue,
     Find,
     Get,
+    Heartbeat,
     Load,
     Orders,
     Retire,
@@ -45,7 +47,7 @@ from spool.job import view
 from spool.report import read_row, unpack
 from spool.worker import Worker
 from spool.worker.heartbeat import Heard, is_silence, lease_time
-from spool.worker.slots import Line, Slots
+from spool.worker.slots import Line, Share, Slots
 from tests import lifespan_shop, shop
 from tests.contract.driver import job
 from tests.eventually import aeventually
@@ -294,6 +296,92 @@ async def test_an_idle_worker_settles_at_once_and_a_busy_one_in_batches(app, wir
     assert len(wire.all(Settle)) < 100
 
 
+def test_a_share_is_kept_until_the_others_had_their_turn():
+    share = Share()
+    cut, refused, all_of_it = Claimed(0, [("a", b"")], cut=True), Claimed(0, [], cut=True), Claimed(0, [("a", b"")])
+    assert not share.even(0.0)
+    share.note(cut, 0.0, even=False)
+    assert share.even(0.04)
+    share.note(cut, 0.04, even=True)  # which gives the others no more time
+    assert not share.even(0.05)
+    assert not share.rests_until
+    share.note(cut, 1.0, even=False)
+    share.note(refused, 1.01, even=True)
+    assert share.rests_until == 1.05
+    share.note(all_of_it, 1.05, even=False)
+    assert not share.even(1.05)
+    assert not share.rests_until
+
+
+def test_others_that_leave_jobs_lying_are_not_waited_for():
+    share = Share()
+    cut, refused = Claimed(0, [("a", b"")], cut=True), Claimed(0, [], cut=True)
+    share.note(cut, 0.0, even=False)
+    for turn in (0.0, 1.0):
+        share.note(refused, turn + 0.01, even=True)
+        assert share.even(turn + 0.02)
+        share.note(cut, turn + 1.0, even=False)
+    assert not share.even(2.01)
+    share.note(cut, 2.9, even=False)
+    assert not share.even(2.91)
+    share.note(cut, 4.0, even=False)
+    assert share.even(4.01)
+    share.note(cut, 4.02, even=True)  # we had less than our part: no turn of the others was in vain
+    share.note(cut, 4.06, even=False)
+    share.note(cut, 4.12, even=False)
+    assert share.even(4.13)
+
+
+async def test_what_others_do_not_take_is_taken_by_a_worker_above_its_share(app, wire):
+    started = 0
+
+    @app.task
+    async def hold() -> None:
+        nonlocal started
+        started += 1
+        await release.wait()
+
+    release = asyncio.Event()
+    await app.broker.acall(Beat("default", [Heartbeat("deaf", 60_000, ("nothing",))]))
+    async with running(app, concurrency=200):
+        await app.aenqueue_many(hold.call() for _ in range(100))
+        await aeventually(lambda: started == 100, 5)
+        release.set()
+        await done(app, 100)
+    assert len(wire.all(Claim)) < 60
+
+
+async def test_a_worker_that_has_settled_jobs_rests_no_longer(app, wire, monkeypatch):
+    monkeypatch.setattr("spool.worker.slots.TURN", 60)
+    resting, started = asyncio.Event(), []
+
+    @app.task
+    async def hold() -> None:
+        release = asyncio.Event()
+        started.append(release)
+        await release.wait()
+
+    def listen(verb: Any, reply: Any) -> Any:
+        if isinstance(verb, Claim) and verb.even and not reply.jobs:
+            resting.set()
+        return reply
+
+    wire.after = listen
+    await app.broker.acall(Beat("default", [Heartbeat("deaf", 60_000, ("nothing",))]))
+    async with running(app):
+        await app.aenqueue_many(hold.call() for _ in range(4))
+        await asyncio.wait_for(resting.wait(), 5)
+        assert len(started) == 2
+        started[0].set()
+        await aeventually(lambda: len(started) == 3, 5)
+        for release in started:
+            release.set()
+        await app.broker.acall(Retire("default", "deaf", "lost"))
+        await aeventually(lambda: len(started) == 4, 5)
+        started[3].set()
+        await done(app, 4)
+
+
 async def test_what_a_worker_cannot_do_does_not_stop_it(app, wire):
     @app.task
     async def work() -> int:
@@ -304,7 +392,7 @@ async def test_what_a_worker_cannot_do_does_not_stop_it(app, wire):
     def corrupt(verb: Any, reply: Any) -> Any:
         if isinstance(verb, Claim) and reply.jobs:
             jobs = [(id, b"garbage" if id == "broken" else body) for id, body in reply.jobs]
-            return Claimed(reply.now, jobs, reply.tallies, reply.next_at)
+            return msgspec.structs.replace(reply, jobs=jobs)
         return reply
 
     wire.after = corrupt

@@ -52,6 +52,7 @@ def test_a_durable_store_loses_nothing(tmp_path, broker, faults, seed):
     assert counts.acknowledged > 100
     assert counts.completed > 0.8 * counts.acknowledged
     assert (counts.lost, counts.forgotten, counts.waiting, counts.completed_twice) == (0, 0, 0, 0)
+    assert {"lost lease", "crashed"} & counts.reruns.keys()
 
 
 def test_a_store_that_forgets_is_told_from_one_that_loses(tmp_path):

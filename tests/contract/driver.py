@@ -117,17 +117,17 @@ class Driver:
         return self.call(Beat(self.queue, [Heartbeat(incarnation, LEASE, **fields)])).orders[0]
 
     def claim(
-        self, incarnation: str, main: int = 100, process: int = 0, *, trial: bool = False, unroutable_after: int = 0
+        self, incarnation: str, main: int = 100, process: int = 0, *, even: bool = False, **options: Any
     ) -> Claimed:
         self._claims[incarnation] += 1
-        verb = Claim(self.queue, incarnation, self._claims[incarnation], (main, process), trial, unroutable_after)
+        verb = Claim(self.queue, incarnation, self._claims[incarnation], (main, process), even=even, **options)
         claimed = self.call(verb)
         self._fences.update(dict.fromkeys(dict(claimed.jobs), verb.seq))
         return claimed
 
-    def take(self, incarnation: str, main: int = 100, process: int = 0, *, trial: bool = False) -> list[str]:
+    def take(self, incarnation: str, main: int = 100, process: int = 0, **options: Any) -> list[str]:
         """Claim, and return the ids."""
-        return [id for id, _ in self.claim(incarnation, main, process, trial=trial).jobs]
+        return [id for id, _ in self.claim(incarnation, main, process, **options).jobs]
 
     def last_claim(self, incarnation: str, main: int = 100) -> Claim:
         """The verb of the last claim, to be sent again."""

@@ -170,6 +170,32 @@ def test_a_share_is_at_least_one(q):
     assert q.take("w9") == ["a"]
 
 
+def test_an_even_claim_takes_what_is_missing_to_an_even_split_and_no_more(q, clock):
+    q.beat("a", "b")
+    q.enqueue(*jobs(10))
+    assert len(q.take("a")) == 5
+    refused = q.claim("a", even=True)
+    assert (refused.jobs, refused.cut, refused.next_at) == ([], True, clock.wall + 50)
+    q.enqueue(*jobs(4, "late"))
+    assert len(q.take("a", even=True)) == 2
+    assert len(q.take("b", even=True)) == 7
+    assert len(q.take("a")) == 0
+
+
+def test_an_even_claim_of_the_only_worker_takes_all(q):
+    q.beat("a")
+    q.enqueue(*jobs(10))
+    assert len(q.take("a", 4)) == 4
+    assert len(q.take("a", even=True)) == 6
+
+
+def test_an_even_claim_is_refused_its_last_slot_too(q):
+    q.beat("a", "b")
+    q.enqueue(*jobs(4))
+    assert len(q.take("a")) == 2
+    assert q.take("a", 1, even=True) == []
+
+
 def test_the_slots_limit_a_share(q):
     q.beat("a", "b")
     q.enqueue(*jobs(20))

@@ -225,7 +225,10 @@ def test_come_again_now_when_there_is_more(q, clock):
 def test_come_again_a_little_later_when_cut_to_a_share(q, clock):
     q.beat("a", "b")
     q.enqueue(*jobs(10))
-    assert q.claim("a").next_at == clock.wall + 20
+    claimed = q.claim("a")
+    assert (claimed.next_at, claimed.cut) == (clock.wall + 50, True)
+    claimed = q.claim("b", 2)
+    assert (claimed.next_at, claimed.cut) == (clock.wall, False)
 
 
 def test_more_in_a_lane_not_asked_for_is_no_reason_to_come(q):

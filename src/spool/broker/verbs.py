@@ -222,15 +222,17 @@ class Claimed(msgspec.Struct, frozen=True):
     """Reply of `Claim`.
 
     ``jobs`` are (id, record) in the order in which they are to start; ``tallies`` holds the tally of each that has one.
-    ``next_at`` is the store's time at which it is worth coming again: when jobs are left in a lane asked for, now, or
-    20 ms later if the claim was cut to its share (for others to take theirs); otherwise the first due time or the end
-    of the first foreign lease, not before the end of an amnesty; None when there is neither.
+    ``cut``: a fair share was less than the slots and what is ready. ``next_at`` is the store's time at which it is
+    worth coming again: when jobs are left in a lane asked for, now, or 50 ms later if the claim was cut (for others to
+    take theirs); otherwise the first due time or the end of the first foreign lease, not before the end of an amnesty;
+    None when there is neither.
     """
 
     now: int
     jobs: list[tuple[str, bytes]]
     tallies: dict[str, str] = {}
     next_at: int | None = None
+    cut: bool = False
 
 
 class Claim(Verb[Claimed], frozen=True):
@@ -256,7 +258,8 @@ class Claim(Verb[Claimed], frozen=True):
     The share is max(1, ceil(ready in the lane / live)), where live counts the incarnations of the queue whose lease
     holds; in the main lane, if that is more, ceil((ready in the lane + held by all live incarnations) / live) - held by
     this one. (Redis leaves the second part out above 64 live incarnations, where counting would cost more than it evens
-    out.)
+    out.) With ``even`` the share is the second part alone, and may be 0, unless there is one live incarnation (on
+    Redis, or more than 64): for a claim that follows one that was cut before the others have had the time for theirs.
 
     A job whose task the incarnation does not know is parked instead, no attempt spent. A ready id without a record is
     dropped and counted in ``repairs``. A record whose task cannot be read is handed out like any other, and so is a job
@@ -273,6 +276,7 @@ class Claim(Verb[Claimed], frozen=True):
     slots: tuple[int, int] = (1, 0)
     trial: bool = False
     unroutable_after: int = 0
+    even: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, gc=False, tag=True):

@@ -78,7 +78,10 @@ class Claims:
         due = [
             line
             for line in self._lines[first:] + self._lines[:first]
-            if not line.claiming and len(line.finished) < MAX_UNSETTLED and (line.hot or now - line.probed >= PROBE)
+            if not line.claiming
+            and len(line.finished) < MAX_UNSETTLED
+            and line.share.rests_until <= now
+            and (line.hot or now - line.probed >= PROBE)
         ]
         for line in due:
             line.probed = now
@@ -109,6 +112,7 @@ class Claims:
         main = int(min(main, self._life.budget))
         line.claiming = True
         self._slots.take(main, pool)
+        even = line.share.even(time.monotonic())
         try:
             verb = Claim(
                 line.name,
@@ -117,6 +121,7 @@ class Claims:
                 (main, pool),
                 trial=self._trial,
                 unroutable_after=self._unroutable_after,
+                even=even,
             )
             reply = await self._life.ask(verb)
         finally:
@@ -127,6 +132,7 @@ class Claims:
             return []
         offset = reply.now - time.monotonic_ns() // 1_000_000
         line.claim_seq += 1
+        line.share.note(reply, time.monotonic(), even=even)
         line.hot = bool(reply.jobs) and reply.next_at is not None and reply.next_at <= reply.now
         line.next_at = None if reply.next_at is None else reply.next_at - offset
         if not reply.jobs:
@@ -164,8 +170,11 @@ class Claims:
         if freed is not None:
             freed.add_done_callback(lambda _: self.nudge())
         self._waiter = asyncio.current_task()
+        now = time.monotonic()
+        # What is left to others is not listened to either: the word is theirs.
+        queues = [line.name for line in self._lines if line.share.rests_until <= now]
         try:
-            await self._broker.await_work(self._life.queues, timeout)
+            await (self._broker.await_work(queues, timeout) if queues else asyncio.sleep(timeout))
         except asyncio.CancelledError:
             if not self._nudged or self._waiter is None or self._waiter.uncancel():
                 raise
@@ -179,6 +188,12 @@ class Claims:
                 freed.cancel()
         for line in self._lines:
             line.hot = True
+
+    def has_settled(self, line: Line) -> None:
+        """Take note that jobs are no longer ours: we may run less than our part again."""
+        if line.share.rests_until:
+            line.share.rests_until = 0.0
+            self.nudge()
 
     def nudge(self) -> None:
         """Wait for work no longer: there may be some. The one place where a loop is cancelled: it asks for a hint."""

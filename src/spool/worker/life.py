@@ -377,6 +377,7 @@ class Life:
                     ", ".join(reply.refused[:20]),
                 )
         line.held.difference_update(batch)
+        self._claims.has_settled(line)
         again = [each.delay for each in settlements if isinstance(each, Retried | Released)]
         if again and min(again) <= 1000:
             self._loop.call_later(min(again) / 1000, self._claims.nudge)

@@ -7,6 +7,7 @@ import math
 from time import monotonic_ns
 from typing import Final
 
+from spool.broker import Claimed
 from spool.executor.attempt import Lease, Run
 from spool.job import PROCESS
 from spool.worker.heartbeat import Heard, lease_time
@@ -19,6 +20,15 @@ COMPANY: Final = 0.001
 
 MAX_UNSETTLED: Final = 2_000
 """With so many ended jobs that the store has not been told of, a queue gives us no more."""
+
+TURN: Final = 0.05
+"""Seconds that other workers get to take what a claim which was cut to its share has left them."""
+
+VAIN: Final = 2
+"""Turns on end that others leave unused before they are given none."""
+
+ALONE: Final = 1.0
+"""Seconds, after the last claim that was cut, for which others that left jobs lying are given no turn."""
 
 
 class Slots:
@@ -73,6 +83,44 @@ class Slots:
             timer.cancel()
 
 
+class Share:
+    """How a life keeps to its fair share of one queue. Times are those of `time.monotonic`.
+
+    A claim that was cut has left jobs to others, and until they have had the time to take them further claims are
+    ``even``. When one gets nothing, since we run more than our part, we rest for what is left of that time. Others that
+    leave jobs lying in two turns on end have no slot or no ears, and for a while we take what there is.
+    """
+
+    __slots__ = ("_alone_until", "_even_until", "_turns", "rests_until")
+
+    def __init__(self) -> None:
+        self.rests_until = 0.0
+        self._even_until = self._alone_until = 0.0
+        self._turns = 0
+        """Given to the others in a row, while we got nothing."""
+
+    def even(self, now: float) -> bool:
+        """Return whether the next claim is to be ``even``."""
+        return self._alone_until <= now < self._even_until
+
+    def note(self, reply: Claimed, now: float, *, even: bool) -> None:
+        """Take note of the answer to a claim."""
+        self.rests_until = 0.0
+        if not reply.cut:
+            self._even_until, self._turns = 0.0, 0
+        elif even and reply.jobs:
+            self._turns = 0
+        elif even:
+            self.rests_until = self._even_until
+        elif now < self._alone_until:
+            self._alone_until = now + ALONE
+        else:
+            self._turns += 1
+            self._even_until = now + TURN
+            if self._turns > VAIN:
+                self._turns, self._alone_until = 0, now + ALONE
+
+
 class Line:
     """One queue in one life of a worker: the sequence numbers, and the jobs between claim and settlement.
 
@@ -101,6 +149,7 @@ class Line:
         "running",
         "settle_seq",
         "settled",
+        "share",
     )
 
     def __init__(self, name: str, slots: Slots) -> None:
@@ -112,6 +161,7 @@ class Line:
         self.claim_seq = 0
         self.claiming = False
         self.hot = True
+        self.share = Share()
         self.next_at: int | None = None
         self.record_size = 1024
         """Bytes, as far as the last claim shows."""

@@ -149,15 +149,16 @@ def _orders(reply: Any) -> Orders:
 
 
 def _claimed(reply: Any) -> Claimed:
-    now, next_at, ids, records, flat = reply
+    now, next_at, ids, records, flat, cut = reply
     tallies = _pairs(flat) if flat else {}
     jobs = list(zip(map(bytes.decode, ids), records, strict=True))
-    return Claimed(now, jobs, tallies, None if next_at == b"" else next_at)
+    return Claimed(now, jobs, tallies, None if next_at == b"" else next_at, cut == 1)
 
 
 def _claim(verb: Claim) -> tuple[str, list[Any], Callable[[Any], Any]]:
     main, process = verb.slots
-    args = [verb.incarnation, verb.seq, main, process, "1" if verb.trial else "", verb.unroutable_after]
+    kind = "trial" if verb.trial else "even" if verb.even else ""
+    args = [verb.incarnation, verb.seq, main, process, kind, verb.unroutable_after]
     return "claim", args, _claimed
 
 

@@ -36,7 +36,7 @@ UNROUTABLE: Final = 100
 MOST: Final = 1000
 """Jobs of a lane that one claim takes, and as many that it parks on the way."""
 CHUNK: Final = 256
-CUT: Final = 20
+CUT: Final = 50
 """Milliseconds for the others to take their share."""
 TRIAL: Final = 2
 """The line of suspects, beside those of the lanes."""
@@ -178,7 +178,7 @@ def claim(tx: Transaction, verb: Claim) -> Claimed | LeaseLost:
                 tallies[row.id] = row.tally
     if _lines(queue, verb):
         tx.left.add(queue.name)
-    return Claimed(tx.now, jobs, tallies, _next_at(tx, queue, verb, leases, cut=cut))
+    return Claimed(tx.now, jobs, tallies, _next_at(tx, queue, verb, leases, cut=cut), cut)
 
 
 def idle(tx: Transaction, verb: Claim) -> Claimed | None:
@@ -287,9 +287,10 @@ def _share(
         return 1, False
     ready = queue.ready(line)
     most, share = min(verb.slots[line], ready), math.ceil(ready / leases.live)
-    if share < most and line == MAIN:
+    if line == MAIN and leases.live > 1 and (share < most or verb.even):
         running = tx.value("held_live", queue.id, tx.boot) if leases.expired or leases.retiring else queue.state.running
-        share = max(share, math.ceil((ready + running) / leases.live) - tx.value("holding", queue.id, me.key))
+        missing = math.ceil((ready + running) / leases.live) - tx.value("holding", queue.id, me.key)
+        share = max(0 if verb.even else share, missing)
     return min(most, share, MOST), share < most
 
 

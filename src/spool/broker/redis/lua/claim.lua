@@ -1,6 +1,6 @@
 -- include: _keys, _tick, _records, _tally, _endings, _end, _lease
--- ARGV: now, incarnation, seq, main slots, process slots, trial ("1" or ""), unroutable after (ms; 0 never).
--- Returns {now, next_at or "", {ids}, {records}, {id, tally, ...}}.
+-- ARGV: now, incarnation, seq, main slots, process slots, kind ("trial", "even" or ""), unroutable after (ms; 0 never).
+-- Returns {now, next_at or "", {ids}, {records}, {id, tally, ...}, 1 if cut to a share else ""}.
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 
 local inc, seq = ARGV[2], tonumber(ARGV[3])
@@ -12,7 +12,7 @@ local amnesty, paused = tick(tonumber(lease))
 -- An amnesty may have cut the lease, but to a time that is yet to come.
 if ends <= now then return redis.error_reply('LEASELOST the lease of incarnation ' .. inc .. ' ran out') end
 
-local ids, bodies, tallies, rare = {}, {}, {}, true
+local ids, bodies, tallies, rare, cut = {}, {}, {}, true, ''
 
 local function answer(next_at)
   if rare and #ids > 0 and redis.call('EXISTS', P .. 'tally') == 1 then
@@ -23,7 +23,7 @@ local function answer(next_at)
       end
     end
   end
-  return {now, next_at or '', ids, bodies, tallies}
+  return {now, next_at or '', ids, bodies, tallies, cut}
 end
 
 local last = tonumber(redis.call('HGET', row, 'claim') or 0)
@@ -145,20 +145,18 @@ end
 
 local lapsed = tonumber(leases[2]) <= now -- which only an amnesty leaves
 local live = lapsed and call('ZCOUNT', P .. 'leases', '(' .. now, '+inf') or call('ZCARD', P .. 'leases')
-local knows, repairs, limited, taken = {}, 0, false, 0
+local knows, repairs, taken = {}, 0, 0
 local head = nil -- how records of the last task begin: most jobs of a claim are of one task
 
 -- A fair part of what is ready: an even split of it, or what is missing to an even split of all that is ready or runs.
-local function share(ready, lane)
-  local part = math.max(1, math.ceil(ready / live))
-  if lane == 0 and live > 1 and live <= 64 then
-    local running = 0
-    for _, other in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '(' .. now, '+inf')) do
-      running = running + redis.call('HLEN', P .. 'run:' .. other)
-    end
-    part = math.max(part, math.ceil((ready + running) / live) - redis.call('HLEN', run))
+local function share(ready, lane, most)
+  local part, even = math.max(1, math.ceil(ready / live)), ARGV[6] == 'even'
+  if lane > 0 or live == 1 or live > 64 or (part >= most and not even) then return part end
+  local running = 0
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '(' .. now, '+inf')) do
+    running = running + redis.call('HLEN', P .. 'run:' .. other)
   end
-  return part
+  return math.max(even and 0 or part, math.ceil((ready + running) / live) - redis.call('HLEN', run))
 end
 
 -- Whether a job is to be handed out; if not, it is parked or dropped.
@@ -209,16 +207,16 @@ end
 
 local slots = {[0] = tonumber(ARGV[4]), [1] = tonumber(ARGV[5]), [2] = 0}
 local first, final = 0, 1
-if ARGV[6] == '1' then first, final, slots[2] = 2, 2, 1 end
+if ARGV[6] == 'trial' then first, final, slots[2] = 2, 2, 1 end
 local more = false
 if not paused then
   for lane = first, final do
     if slots[lane] > 0 then
       local most = math.min(slots[lane], 1000)
       local ready, popped = call('ZCARD', LANES[lane]), 0
-      if lane < 2 and most > 1 and ready > 0 then
-        local part = share(ready, lane)
-        limited = limited or (part < most and part < ready)
+      if lane < 2 and ready > 0 then
+        local part = share(ready, lane, most)
+        if part < most and part < ready then cut = 1 end
         most = math.min(most, part)
       end
       if ready > 0 then popped = take(lane, most) end
@@ -230,7 +228,7 @@ count('repairs', repairs)
 if more and live > 1 then wake(8) end
 
 -- A claim that was cut to its share comes again when the others had the time to take theirs.
-if more then return answer(limited and now + 20 or now) end
+if more then return answer(cut == 1 and now + 50 or now) end
 local other = leases[1] ~= inc and leases[2] or leases[4]
 if other then
   other = math.max(tonumber(other), amnesty)

@@ -8,7 +8,7 @@ import redis
 # From the header of _keys.lua: the keys with a TTL, and those which live as long as what they hold.
 EXPIRING = re.compile(r"tasks:\w+|ends:\d+|recent|metrics|waiters")
 BOUNDED = re.compile(
-    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|unroutable|run:.+|leases|told|inc:.+|retiring|gone|cancel|meta|totals|ends|wake"
+    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|unroutable|run:.+|leases|told|inc:.+|retiring|gone|cancel|meta|totals|ends|wake(:1)?"
 )
 SHARED = re.compile(r"layout|queues|docx?:.+")
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from spool.broker import Broker
 from spool.errors import BrokerUnavailable
-from spool.job import Snapshot
+from spool.job import LANES, Snapshot
 
 Fault = Literal["request", "reply"] | Exception
 
@@ -54,8 +54,8 @@ class FaultyBroker:
     async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         return await self._broker.aended(queue, id, timeout)
 
-    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
-        await self._broker.await_work(queues, timeout)
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
+        await self._broker.await_work(queues, timeout, lanes)
 
     def await_orders(self, queues: Sequence[str], timeout: float) -> None:
         self._broker.await_orders(queues, timeout)

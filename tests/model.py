@@ -136,8 +136,8 @@ class ModelBroker:
         await poll(lambda: self._over(Get(queue, id)), timeout)
         return self.ended(queue, id, 0)
 
-    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
-        await poll(lambda: any(self._has_work(self.queue(name)) for name in queues), timeout)
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
+        await poll(lambda: any(self._has_work(self.queue(name), lanes) for name in queues), timeout)
 
     def await_orders(self, queues: Sequence[str], timeout: float) -> None:
         key = tuple(queues)
@@ -167,10 +167,11 @@ class ModelBroker:
         found = self._get(job)
         return found is None or found.state.terminal
 
-    def _has_work(self, queue: Queue) -> bool:
+    def _has_work(self, queue: Queue, lanes: Sequence[int]) -> bool:
         self._check_open()
         due = [entry.due for entry in queue.among(State.SCHEDULED) if entry.due is not None]
-        waiting = bool(queue.among(State.READY, State.SUSPECT)) or min(due, default=math.inf) <= self.now
+        ready = any(entry.lane in lanes for entry in queue.among(State.READY))
+        waiting = ready or min(due, default=math.inf) <= self.now
         return waiting and not queue.paused
 
     def queue(self, name: str) -> Queue:

@@ -43,7 +43,7 @@ from spool.broker import (
     Watch,
     connect,
 )
-from spool.job import view
+from spool.job import LANES, MAIN, PROCESS, view
 from spool.report import read_row, unpack
 from spool.worker import Worker
 from spool.worker.heartbeat import Heard, is_silence, lease_time
@@ -61,6 +61,7 @@ class Wire:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self.sent: list[Any] = []
+        self.listened: list[list[int]] = []
         self.before: Callable[[Any], None] = lambda _verb: None
         self.after: Callable[[Any, Any], Any] = lambda _verb, reply: reply
 
@@ -76,8 +77,9 @@ class Wire:
         self.before(verb)
         return self.after(verb, await self._broker.acall(verb))
 
-    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
-        await self._broker.await_work(queues, timeout)
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
+        self.listened.append(list(lanes))
+        await self._broker.await_work(queues, timeout, lanes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._broker, name)
@@ -330,6 +332,26 @@ def test_others_that_leave_jobs_lying_are_not_waited_for():
     share.note(cut, 4.06, even=False)
     share.note(cut, 4.12, even=False)
     assert share.even(4.13)
+
+
+def nothing() -> None: ...
+
+
+async def test_a_worker_listens_only_for_what_it_could_run(app, wire):
+    release = asyncio.Event()
+    app.task(process=True)(nothing)
+
+    @app.task
+    async def hold() -> None:
+        await release.wait()
+
+    async with running(app, concurrency=1, pool_size=1, target="tests.shop:app"):
+        await aeventually(lambda: [MAIN, PROCESS] in wire.listened)
+        handle = await hold.aenqueue()
+        await aeventually(lambda: wire.listened[-1] == [PROCESS])
+        release.set()
+        await handle.aresult(5)
+        await aeventually(lambda: wire.listened[-1] == [MAIN, PROCESS])
 
 
 async def test_what_others_do_not_take_is_taken_by_a_worker_above_its_share(app, wire):
@@ -592,9 +614,9 @@ async def test_a_nudge_while_the_store_is_down_does_not_end_the_claims(app, wire
         failed = asyncio.Event()
         wait = wire.await_work
 
-        async def fail_once(queues: Sequence[str], timeout: float) -> None:
+        async def fail_once(queues: Sequence[str], timeout: float, lanes: Sequence[int]) -> None:
             if failed.is_set():
-                return await wait(queues, timeout)
+                return await wait(queues, timeout, lanes)
             failed.set()
             asyncio.get_running_loop().call_soon(worker._life.wake)  # comes in the pause after this
             raise BrokerUnavailable("down")

@@ -66,7 +66,7 @@ from spool.errors import ConfigError, ResultTimeout
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
-from spool.job import PRIORITIES, Priority, Snapshot, new_id, read_record
+from spool.job import LANES, PRIORITIES, Priority, Snapshot, new_id, read_record
 from spool.settings import seconds
 
 R = TypeVar("R")
@@ -189,8 +189,8 @@ class _Sandbox:
             return _settled(snapshot)
         return await self._broker.aended(queue, id, timeout)
 
-    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
-        await self._broker.await_work(queues, timeout)
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
+        await self._broker.await_work(queues, timeout, lanes)
 
     def await_orders(self, queues: Sequence[str], timeout: float) -> None:
         self._broker.await_orders(queues, timeout)

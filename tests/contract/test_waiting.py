@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from spool.broker import Cancel, Delete, Pause, Replay, Resume
-from spool.job import State
+from spool.job import LANES, MAIN, PROCESS, State
 from tests.contract.driver import job, jobs
 
 PROMPT = 1.5
@@ -161,9 +161,9 @@ async def test_a_wait_can_be_cancelled_and_begun_again(q, broker):
         assert await again == q.get("a")
 
 
-async def wait_while(broker, wake, *queues, timeout=10):
+async def wait_while(broker, wake, *queues, timeout=10, lanes=LANES):
     """Wait for work, do something meanwhile, and return how long the wait went on after it."""
-    waiting = asyncio.create_task(broker.await_work(queues or ["q"], timeout))
+    waiting = asyncio.create_task(broker.await_work(queues or ["q"], timeout, lanes))
     await asyncio.sleep(0.03)
     begin = time.monotonic()
     wake()
@@ -213,6 +213,36 @@ async def test_waiting_for_work_of_several_queues(q, broker, drained):
     async with contextlib.aclosing(broker):
         await drained()
         assert await wait_while(broker, lambda: q.enqueue("d"), "other", "q", "third") < PROMPT
+
+
+def wait_in_a_loop_of_its_own(broker, lanes):
+    async def wait():
+        async with contextlib.aclosing(broker):
+            await broker.await_work(["q"], 10, lanes)
+
+    asyncio.run(wait())
+
+
+async def test_a_worker_that_could_not_take_a_job_does_not_take_word_of_it(q, broker, drained):
+    async with contextlib.aclosing(broker):
+        q.beat("full", "idle")
+        await drained()
+        full = asyncio.create_task(asyncio.to_thread(wait_in_a_loop_of_its_own, broker, [PROCESS]))
+        await asyncio.sleep(0.03)  # so that it waits for longer, and comes first
+        assert await wait_while(broker, lambda: q.enqueue("d"), lanes=[MAIN]) < PROMPT
+        assert not full.done()
+        assert q.take("idle") == ["d"]
+        q.enqueue(job("p", lane=PROCESS))
+        await asyncio.wait_for(full, PROMPT)
+
+
+async def test_what_comes_due_is_told_to_who_can_take_it(q, broker, drained, clock):
+    async with contextlib.aclosing(broker):
+        q.beat("full", "idle")
+        q.enqueue(job("d", delay=100))
+        await drained()
+        clock.advance(100)
+        assert await wait_while(broker, lambda: q.take("full", 0, 1), lanes=[MAIN]) < PROMPT
 
 
 WAKING = {

@@ -25,7 +25,7 @@ from spool.app import Spool
 from spool.bench.account import Claims, Outcome, Settles
 from spool.bench.plan import Kind
 from spool.broker import Broker, Claim, Claimed, Done, Settle, Settled, Verb, connect
-from spool.job import Snapshot
+from spool.job import LANES, Snapshot
 from spool.task import Task
 
 R = TypeVar("R")
@@ -145,8 +145,8 @@ class WatchedBroker:
     async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         return await self._broker.aended(queue, id, timeout)
 
-    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
-        await self._broker.await_work(queues, timeout)
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
+        await self._broker.await_work(queues, timeout, lanes)
 
     def await_orders(self, queues: Sequence[str], timeout: float) -> None:
         self._broker.await_orders(queues, timeout)

@@ -70,7 +70,7 @@ from spool.broker.verbs import (
     cancellation,
 )
 from spool.errors import ConfigError
-from spool.job import Snapshot
+from spool.job import LANES, Snapshot
 
 __all__ = [
     "Act",
@@ -153,8 +153,12 @@ class Broker(Protocol):
         """As `ended`, in the running loop."""
         ...
 
-    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
-        """Return when one of the queues may have work, or after ``timeout`` seconds: a hint, wrong now and then."""
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
+        """Return when one of the queues may have work in one of the lanes, or after ``timeout`` seconds.
+
+        A hint, wrong now and then. It may be given to one of those who wait and to no other: ask for none that cannot
+        be followed.
+        """
         ...
 
     def await_orders(self, queues: Sequence[str], timeout: float) -> None:

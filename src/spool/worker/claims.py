@@ -165,7 +165,7 @@ class Claims:
         timeout = random.uniform(0.5, 1.0)  # noqa: S311 - jitter, so that idle workers do not come in step
         if due is not None:
             timeout = min(timeout, max(0.005, (due - time.monotonic_ns() // 1_000_000) / 1000))
-        # With no slots left of one kind there may be work which we could not take: that is no news to the store.
+        # With no slots left of one kind there may be work which we do not listen for.
         freed = self._slots.freed() if self._slots.lack else None
         if freed is not None:
             freed.add_done_callback(lambda _: self.nudge())
@@ -174,7 +174,10 @@ class Claims:
         # What is left to others is not listened to either: the word is theirs.
         queues = [line.name for line in self._lines if line.share.rests_until <= now]
         try:
-            await (self._broker.await_work(queues, timeout) if queues else asyncio.sleep(timeout))
+            if queues and (lanes := self._slots.lanes()):
+                await self._broker.await_work(queues, timeout, lanes)
+            else:
+                await asyncio.sleep(timeout)
         except asyncio.CancelledError:
             if not self._nudged or self._waiter is None or self._waiter.uncancel():
                 raise

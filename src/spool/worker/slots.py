@@ -9,7 +9,7 @@ from typing import Final
 
 from spool.broker import Claimed
 from spool.executor.attempt import Lease, Run
-from spool.job import PROCESS
+from spool.job import MAIN, PROCESS
 from spool.worker.heartbeat import Heard, lease_time
 
 LINGER: Final = 0.002
@@ -48,6 +48,10 @@ class Slots:
     def lack(self) -> bool:
         """Whether there are none left of one kind."""
         return not self.main or (self.pool_size > 0 and not self.pool)
+
+    def lanes(self) -> list[int]:
+        """Return the lanes from which a job could be taken."""
+        return [lane for lane, free in ((MAIN, self.main), (PROCESS, self.pool)) if free]
 
     def take(self, main: int, pool: int) -> None:
         self.main -= main

@@ -29,7 +29,7 @@ from spool.broker.redis.scripts import Call, form, queue_key
 from spool.broker.redis.waits import Mailbox, Post
 from spool.broker.redis.wire import ServerError, hidden, mapped, translate
 from spool.errors import BrokerRefused, BrokerUnavailable, ConfigError, SpoolError, StoreCorrupt
-from spool.job import Snapshot
+from spool.job import LANES, Snapshot
 
 R = TypeVar("R")
 
@@ -55,6 +55,8 @@ OPTIONS: Final = frozenset(
 _ANNOUNCING: Final = (Enqueue, Beat)
 #: Seconds that `await_work` blocks at most.
 MAX_BLOCK: Final = 10.0
+#: The list of tokens of each lane; see `lua/_keys.lua`.
+WAKES: Final = ("wake", "wake:1")
 _SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
 
 
@@ -277,12 +279,12 @@ class RedisBroker:
             return found
         return None if found == "late" else await self.acall(Get(queue, id))
 
-    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
         """Wait for a token; see `Broker.await_work`."""
         if timeout <= 0:
             return
         idle = self._here().idle
-        keys = [queue_key(self.prefix, queue) + "wake" for queue in queues]
+        keys = [f"{queue_key(self.prefix, queue)}{WAKES[lane]}" for queue in queues for lane in lanes]
         try:
             with mapped(self.url):
                 await idle.send("BLPOP", *keys, min(max(timeout, 0.001), MAX_BLOCK))

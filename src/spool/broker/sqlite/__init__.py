@@ -20,7 +20,7 @@ from spool.broker.sqlite.file import parse
 from spool.broker.sqlite.thread import Clock, Stop, StoreThread, read_clock
 from spool.broker.sqlite.waiting import AwaitOrders, AwaitWork, Ended, Ticket
 from spool.errors import BrokerUnavailable, ConfigError
-from spool.job import Snapshot
+from spool.job import LANES, Snapshot
 
 R = TypeVar("R")
 
@@ -65,8 +65,8 @@ class SqliteBroker:
     async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         return cast("Snapshot | None", await self._aask(Ended(queue, id, timeout)))
 
-    async def await_work(self, queues: Sequence[str], timeout: float) -> None:
-        await self._aask(AwaitWork(tuple(queues), timeout))
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
+        await self._aask(AwaitWork(tuple(queues), timeout, tuple(lanes)))
 
     def await_orders(self, queues: Sequence[str], timeout: float) -> None:
         self._ask(AwaitOrders(tuple(queues), timeout))

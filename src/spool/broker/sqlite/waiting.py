@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from spool.broker import Get
 from spool.broker.sqlite.jobs import get
 from spool.broker.sqlite.store import Transaction, to_json
-from spool.job import LANES, Snapshot
+from spool.job import Snapshot
 
 SHORTEST: Final = 0.001
 LONGEST: Final = 0.02
@@ -35,10 +35,11 @@ class Ended(NamedTuple):
 
 
 class AwaitWork(NamedTuple):
-    """Wait for work in one of the queues."""
+    """Wait for work in one of the lanes of one of the queues."""
 
     queues: tuple[str, ...]
     timeout: float
+    lanes: tuple[int, ...]
 
 
 class AwaitOrders(NamedTuple):
@@ -116,6 +117,7 @@ class _Idler:
 
     ticket: Ticket
     queues: tuple[str, ...]
+    lanes: tuple[int, ...]
     deadline: float
     news: bool
     """Whether there may be work that the last claim did not see."""
@@ -171,7 +173,7 @@ class Waiting:
         elif isinstance(request, AwaitWork):
             deadline = now + request.timeout
             news = any(self._mark(queue) != self._marks.get(queue) for queue in request.queues)
-            self._idlers.append(_Idler(ticket, request.queues, deadline, news))
+            self._idlers.append(_Idler(ticket, request.queues, request.lanes, deadline, news))
         else:
             raise TypeError(f"{request!r} is no wait")
         self._sweep_at = min(self._sweep_at, deadline)
@@ -268,7 +270,7 @@ class Waiting:
             queue = tx.find_queue(name)
             if queue is None or queue.state.paused:
                 continue
-            found |= any(queue.ready(lane) for lane in LANES)
+            found |= any(queue.ready(lane) for lane in idler.lanes)
             if queue.state.scheduled:
                 due: int = tx.value("first_due", queue.id)
                 idler.due = due if idler.due is None else min(idler.due, due)

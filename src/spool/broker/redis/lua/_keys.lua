@@ -25,7 +25,7 @@
 -- P..ends:<time>   hash    id -> ending                     TTL; they go at that time
 -- P..recent        stream  n, ids ("D<id>\nC<id>...")       about 10,000 ids, TTL
 -- P..metrics       stream  blob                             capped, TTL
--- P..wake          list    tokens; hints                    capped at 8
+-- P..wake, ..:1    list    tokens; hints that a lane has work   capped at 8
 -- P..waiters       hash    id -> channels, space separated  TTL
 --
 -- Channels: P..orders ("" when a running job is to be cancelled), <prefix>:ended:<waiter> ("P\nid\nending").
@@ -55,6 +55,14 @@ local function count(name, n)
   if n > 0 then redis.call('HINCRBY', P .. 'totals', name, n) end
 end
 
-local function wake(most)
-  if call('RPUSH', P .. 'wake', '1') > most then call('LPOP', P .. 'wake') end
+-- A token for one worker that waits with a free slot in the lane. A full one would take it from who is idle.
+local function wake(lane)
+  local tokens = lane == 1 and P .. 'wake:1' or P .. 'wake'
+  if call('RPUSH', tokens, '1') > 8 then call('LPOP', tokens) end
+end
+
+local function wake_lanes()
+  for lane = 0, 1 do
+    if call('EXISTS', LANES[lane]) == 1 then wake(lane) end
+  end
 end

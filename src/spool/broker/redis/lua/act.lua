@@ -72,7 +72,7 @@ if action == 'pause' then
   redis.call('HSET', P .. 'meta', 'paused', 1)
 elseif action == 'resume' then
   redis.call('HDEL', P .. 'meta', 'paused')
-  wake(8)
+  wake_lanes()
 else
   for i = 6, #ARGV do
     local id = ARGV[i]
@@ -85,7 +85,7 @@ else
   if #replayed > 0 then
     append(replayed)
     count('replayed', #replayed)
-    wake(8)
+    wake_lanes()
   end
   if action == 'delete' then count('deleted', #reply - 1) end
 end

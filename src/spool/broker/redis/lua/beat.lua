@@ -20,7 +20,7 @@ local function reconcile(inc, seq, ids)
       repaired = repaired + 1
     end
   end
-  if repaired > 0 then wake(8) end
+  if repaired > 0 then wake_lanes() end
   return unknown
 end
 

@@ -12,7 +12,7 @@ local amnesty, paused = tick(tonumber(lease))
 -- An amnesty may have cut the lease, but to a time that is yet to come.
 if ends <= now then return redis.error_reply('LEASELOST the lease of incarnation ' .. inc .. ' ran out') end
 
-local ids, bodies, tallies, rare, cut = {}, {}, {}, true, ''
+local ids, bodies, tallies, rare, cut, moved = {}, {}, {}, true, '', false
 
 local function answer(next_at)
   if rare and #ids > 0 and redis.call('EXISTS', P .. 'tally') == 1 then
@@ -43,6 +43,7 @@ end
 redis.call('HSET', row, 'claim', seq)
 
 local function reap()
+  moved = true
   if now >= amnesty then
     for _, expired in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now, 'LIMIT', 0, 4)) do
       bury(expired, 'lost', '')
@@ -57,6 +58,7 @@ end
 local function promote()
   local due = redis.call('ZRANGEBYSCORE', P .. 'scheduled', '-inf', now, 'LIMIT', 0, 500)
   if #due == 0 then return end
+  moved = true
   local jobs, lost = {}, 0
   for i, body in ipairs(redis.call('HMGET', P .. 'jobs', unpack(due))) do
     if body then
@@ -75,6 +77,7 @@ local tasks = P .. 'tasks:' .. hash
 
 local function unpark()
   local budget = 500
+  moved = true
   for _, task in ipairs(redis.call('SINTER', P .. 'parked', tasks)) do
     local key = P .. 'parked:' .. task
     local flat = budget > 0 and redis.call('ZPOPMIN', key, budget) or {}
@@ -206,11 +209,10 @@ local function take(lane, most)
 end
 
 local slots = {[0] = tonumber(ARGV[4]), [1] = tonumber(ARGV[5]), [2] = 0}
-local first, final = 0, 1
-if ARGV[6] == 'trial' then first, final, slots[2] = 2, 2, 1 end
+if ARGV[6] == 'trial' then slots = {[0] = 0, [1] = 0, [2] = 1} end
 local more = false
 if not paused then
-  for lane = first, final do
+  for lane = 0, 2 do
     if slots[lane] > 0 then
       local most = math.min(slots[lane], 1000)
       local ready, popped = call('ZCARD', LANES[lane]), 0
@@ -220,12 +222,16 @@ if not paused then
         most = math.min(most, part)
       end
       if ready > 0 then popped = take(lane, most) end
-      more = more or popped < ready
+      if popped < ready then
+        more = true
+        if lane < 2 and live > 1 then wake(lane) end
+      end
+    elseif moved and lane < 2 and call('EXISTS', LANES[lane]) == 1 then
+      wake(lane)
     end
   end
 end
 count('repairs', repairs)
-if more and live > 1 then wake(8) end
 
 -- A claim that was cut to its share comes again when the others had the time to take theirs.
 if more then return answer(cut == 1 and now + 50 or now) end

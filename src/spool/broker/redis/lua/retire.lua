@@ -18,5 +18,5 @@ if redis.call('HEXISTS', P .. 'retiring', inc) == 0 then
 end
 local more, left = retire_some(inc, math.max(500 - done, 0))
 done = done + more
-if done > 0 then wake(8) end
+if done > 0 then wake_lanes() end
 return {now, done, left}

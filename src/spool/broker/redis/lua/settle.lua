@@ -46,16 +46,20 @@ end
 
 local function schedule(ids, tallies, kind, delay, entries)
   retell(ids, tallies)
+  local lanes = {}
   for i, id in ipairs(ids) do
+    local lane, place = string.match(entries[i], '^%d+:(%d):%d+:(.+)$')
+    lanes[tonumber(lane)] = true
     if kind == 'L' and delay == 0 then
-      local lane, place = string.match(entries[i], '^%d+:(%d):%d+:(.+)$')
       redis.call('ZADD', LANES[tonumber(lane)], place, id)
     else
       redis.call('ZADD', P .. 'scheduled', now + delay, id)
     end
   end
   count(kind == 'R' and 'retried' or 'released', #ids)
-  wake(8)
+  for lane = 0, 1 do
+    if lanes[lane] then wake(lane) end
+  end
 end
 
 local args, size = ARGV, #ARGV

@@ -571,7 +571,7 @@ class TestKeys:
         broker.call(Settle("q", "w", 1, ends, b"m"))
         broker.call(Claim("q", "w", 2, (0, 0), trial=True))
         broker.call(Act("q", Cancel("no"), [ids[4], jobs[-1].id]))
-        broker.call(Beat("q", [Heartbeat("w", held=0, held_ids=(), claim_seq=9), Heartbeat("v", tasks=("unknown",))]))
+        broker.call(Beat("q", [Heartbeat("w", held_ids=(), claim_seq=9), Heartbeat("v", tasks=("unknown",))]))
         broker.call(Claim("q", "v", 1, (10, 1)))
         broker.call(Retire("q", "v", "crashed"))
         broker.call(Beat("q", [Heartbeat("v")]))
@@ -611,6 +611,21 @@ class TestKeys:
         assert touched >= {"jobs", "ready", "scheduled", "dead", "parked", "run", "leases", "retiring", "gone", "wake"}
         assert touched >= {"tally", "cancel", "meta", "totals", "ends", "recent", "metrics", "tasks", "inc", "doc"}
         assert "unroutable" in touched
+
+    async def test_the_server_is_stirred_when_a_short_wait_is_to_end(self, broker, client):
+        def pings() -> int:
+            return client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
+
+        before = pings()
+        for _ in range(10):  # now and then the server looks by itself just in time
+            await broker.await_work(["q"], 0.05)
+        after = pings()
+        assert before + 5 < after <= before + 10
+        broker.call(Enqueue("q", [new_job()]))
+        await broker.await_work(["q"], 0.1)  # over before its time
+        await broker.await_work(["q"], 0.5)
+        assert pings() == after
+        await broker.aclose()
 
     def test_with_nothing_parked_a_claim_does_not_look_for_unroutable_jobs(self, broker, client):
         start_worker(broker)

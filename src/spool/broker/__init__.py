@@ -156,6 +156,7 @@ class Broker(Protocol):
     async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
         """Return when one of the queues may have work in one of the lanes, or after ``timeout`` seconds.
 
+        A wait of less than 0.5 s is over within milliseconds of its timeout, a longer one within 0.1 s.
         A hint, wrong now and then. It may be given to one of those who wait and to no other: ask for none that cannot
         be followed.
         """

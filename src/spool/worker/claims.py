@@ -26,6 +26,8 @@ Measured with records of 1.1 KiB: claims of 200 drained at 60,000 jobs/s, claims
 """
 PROBE: Final = 0.02
 """Seconds between two looks at a queue that had nothing, while others keep us busy."""
+PUNCTUAL: Final = 0.5
+"""Seconds; shorter waits for work end on time."""
 SURVIVED: Final = 5.0
 """Seconds after which a suspect is thought to do no harm, and the next one is put on trial."""
 ACQUITTED: Final = 5
@@ -164,7 +166,9 @@ class Claims:
         due = min((line.next_at for line in self._lines if line.next_at is not None), default=None)
         timeout = random.uniform(0.5, 1.0)  # noqa: S311 - jitter, so that idle workers do not come in step
         if due is not None:
-            timeout = min(timeout, max(0.005, (due - time.monotonic_ns() // 1_000_000) / 1000))
+            left = (due - time.monotonic_ns() // 1_000_000) / 1000
+            # A long wait may be over late: then it is not to be the last one before the job is due.
+            timeout = min(timeout, max(0.005, left) if left < PUNCTUAL else left - 0.1)
         # With no slots left of one kind there may be work which we do not listen for.
         freed = self._slots.freed() if self._slots.lack else None
         if freed is not None:

@@ -55,6 +55,8 @@ OPTIONS: Final = frozenset(
 _ANNOUNCING: Final = (Enqueue, Beat)
 #: Seconds that `await_work` blocks at most.
 MAX_BLOCK: Final = 10.0
+#: Seconds; a shorter wait for work ends on time.
+ROUGH: Final = 0.5
 #: The list of tokens of each lane; see `lua/_keys.lua`.
 WAKES: Final = ("wake", "wake:1")
 _SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
@@ -283,15 +285,21 @@ class RedisBroker:
         """Wait for a token; see `Broker.await_work`."""
         if timeout <= 0:
             return
-        idle = self._here().idle
+        mine = self._here()
         keys = [f"{queue_key(self.prefix, queue)}{WAKES[lane]}" for queue in queues for lane in lanes]
+        # The server looks for waits that are over when something happens, else only ten times a second. When the end is
+        # meant, be it a job that is due, something happens.
+        stir = asyncio.get_running_loop().call_later(timeout, mine.stir) if timeout < ROUGH else None
         try:
             with mapped(self.url):
-                await idle.send("BLPOP", *keys, min(max(timeout, 0.001), MAX_BLOCK))
+                await mine.idle.send("BLPOP", *keys, min(max(timeout - 0.002, 0.001), MAX_BLOCK))
         except asyncio.CancelledError:
             # The server would go on waiting for us, and give a token to nobody.
-            await idle.reset()
+            await mine.idle.reset()
             raise
+        finally:
+            if stir is not None:
+                stir.cancel()
 
     def await_orders(self, queues: Sequence[str], timeout: float) -> None:
         """Wait for word of a cancellation; see `Broker.await_orders`."""
@@ -356,6 +364,15 @@ class _Loop(NamedTuple):
     durable: DurableLine
     idle: Line
     post: Post
+
+    def stir(self) -> None:
+        """Have the server do something, whatever comes of it."""
+        asyncio.ensure_future(self.line.send("PING")).add_done_callback(_forget_error)
+
+
+def _forget_error(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _address(url: str, shown: str) -> Address:

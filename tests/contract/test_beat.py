@@ -86,9 +86,9 @@ def test_held_is_what_the_store_counts(q):
     q.enqueue("a", "b", "c")
     q.take("w", 2)
     q.take("w", 1)
-    assert q.heartbeat("w", held=99).held == 3
+    assert q.heartbeat("w").held == 3
     q.settle("w", q.done("a"), q.released("b"))
-    assert q.heartbeat("w", held=1).held == 1
+    assert q.heartbeat("w").held == 1
 
 
 def test_the_store_asks_for_task_names_it_does_not_know(q):
@@ -189,7 +189,7 @@ def test_without_a_list_nothing_is_handed_back(q):
     q.beat("w")
     q.enqueue("a")
     q.take("w")
-    assert q.heartbeat("w", claim_seq=9, held=0).held == 1
+    assert q.heartbeat("w", claim_seq=9).held == 1
     assert q.state("a") == State.RUNNING
 
 

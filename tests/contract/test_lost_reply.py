@@ -68,7 +68,7 @@ VERBS = {
     "pause": lambda q: Act(q.queue, Pause()),
     "resume": lambda q: Act(q.queue, Resume()),
     "first beat": lambda q: Beat(q.queue, [Heartbeat("v", LEASE, ("t",))]),
-    "beat": lambda q: Beat(q.queue, [Heartbeat("w", LEASE, held=5)]),
+    "beat": lambda q: Beat(q.queue, [Heartbeat("w", LEASE)]),
     "reconcile": lambda q: Beat(q.queue, [Heartbeat("w", LEASE, claim_seq=100, held_ids=("a", "never"))]),
     "claim": lambda q: Claim(q.queue, "w", 100, (5, 5)),
     "trial": lambda q: Claim(q.queue, "w", 100, trial=True),

@@ -153,7 +153,7 @@ def script(queue: str) -> list[Verb[Any]]:
         *(Get(queue, id) for id in ("a", "c", "never")),
         Settle(queue, "w", 1, settlements, b"metrics"),
         Act(queue, Cancel("enough"), ["b", "c"]),
-        Beat(queue, [Heartbeat("w", LEASE, held=1)]),
+        Beat(queue, [Heartbeat("w", LEASE)]),
         Watch(queue),
         Retire(queue, "w", "crashed", "signal 9"),
         Act(queue, Pause()),

@@ -169,8 +169,6 @@ class Heartbeat(msgspec.Struct, frozen=True):
     lease: int = 10_000
     tasks: tuple[str, ...] | None = None
     """The names it can run: given in the first beat, and again when they change or the reply asks for them."""
-    held: int | None = None
-    """How many claimed and unsettled jobs it knows of (None: does not say)."""
     claim_seq: int = 0
     held_ids: tuple[str, ...] | None = None
     """With ``claim_seq`` (of the last answered claim), asks to reconcile by id."""

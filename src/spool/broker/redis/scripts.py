@@ -121,6 +121,9 @@ def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 
 def _heartbeat_args(verb: Beat) -> list[Any]:
+    forms = {(beat.lease, beat.tasks, beat.held_ids) for beat in verb.beats}
+    if len(forms) == 1 and verb.beats[0].tasks is verb.beats[0].held_ids is None:
+        return ["", verb.beats[0].lease, *(beat.incarnation for beat in verb.beats)]
     args: list[Any] = []
     for beat in verb.beats:
         hash_ = ""
@@ -129,7 +132,7 @@ def _heartbeat_args(verb: Beat) -> list[Any]:
             hash_ = digest if beat.tasks else "none"
         tasks = sorted(beat.tasks or ())
         args += (beat.incarnation, beat.lease, hash_, len(tasks), *tasks)
-        args += ("" if beat.held is None else beat.held, beat.claim_seq)
+        args += (beat.claim_seq,)
         args += ("",) if beat.held_ids is None else (len(beat.held_ids), *beat.held_ids)
     return args
 

@@ -3,13 +3,8 @@
 redis.call('HDEL', P .. 'meta', '') -- a first write that no full memory refuses
 
 local function all_alike()
-  local incs, lease, at = {}, ARGV[3], 2
-  while ARGV[at] do
-    if ARGV[at + 1] ~= lease or ARGV[at + 2] ~= '' or ARGV[at + 3] ~= '0' or ARGV[at + 6] ~= '' then return end
-    incs[#incs + 1] = ARGV[at]
-    at = at + 7
-  end
-  if #incs == 0 or #incs > 1000 or call('EXISTS', P .. 'cancel') == 1 then return end
+  if ARGV[2] ~= '' or #ARGV > 1000 or call('EXISTS', P .. 'cancel') == 1 then return end
+  local incs, lease = {unpack(ARGV, 4)}, ARGV[3]
   local told, start = call('HMGET', P .. 'told', unpack(incs)), lease .. ':'
   for i = 1, #incs do
     if not told[i] or told[i] ~= told[1] then return end

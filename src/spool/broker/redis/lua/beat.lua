@@ -1,6 +1,7 @@
 -- include: _keys, _tick, _quick, _records, _tally, _end, _lease
 -- ARGV: now, then for each heartbeat: incarnation, lease, task hash ("" none given), n task names, names...,
--- held count ("" unknown), claim seq, n held ids ("" none given), ids...
+-- claim seq, n held ids ("" none given), ids...
+-- Or, where all have one lease, no names and no ids: now, "", lease, incarnations...
 -- Returns {now, suspects, per heartbeat {lost, {id to cancel, reason, ...}, held, {unknown}, tasks} or just held}.
 local reply = {now, 0}
 local wishes = redis.call('EXISTS', P .. 'cancel') == 1 and redis.call('HKEYS', P .. 'cancel') or {}
@@ -78,12 +79,19 @@ local function take(n)
   return list
 end
 
+if ARGV[2] == '' then
+  for i = 4, #ARGV do
+    incs[i - 3] = ARGV[i]
+    beats[i - 3] = {ARGV[i], tonumber(ARGV[3]), '', {}}
+  end
+  at = #ARGV + 1
+end
 while at <= #ARGV do
   local inc, lease, hash, n = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3])
   at = at + 4
   local names = take(n)
-  local seq, held = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  at = at + 3
+  local seq, held = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  at = at + 2
   incs[#incs + 1] = inc
   beats[#beats + 1] = {inc, lease, hash, names, seq, held and take(held)}
 end

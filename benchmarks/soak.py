@@ -124,10 +124,12 @@ def main() -> None:
             samples = load(arguments.rate, arguments.seconds, fleet, url)
             time.sleep(30)  # what is to expire expires, and a few claims sweep it up
             after, totals = size(url), app.broker.call(Stats("default")).totals
+            rest = {str(pid): process(pid) for pid in fleet.pids}
         app.close()
     slopes = {pid: slope(samples, pid) for pid in samples[0].processes}
     result = {"rss_mb_per_hour": slopes, "before": before, "after": after, "totals": totals}
-    print(json.dumps(result | {"last": msgspec.to_builtins(samples[-1])}, indent=2))
+    first, last = msgspec.to_builtins((samples[0], samples[-1]))
+    print(json.dumps(result | {"first": first, "last": last, "rest": rest}, indent=2))
 
 
 if __name__ == "__main__":

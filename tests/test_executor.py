@@ -13,7 +13,7 @@ import pytest
 
 from spool import Backoff, Call, Cancel, Release, Retry, Spool, current_job
 from spool.broker import Cancelled, Died, Done, Released, Retried
-from spool.executor import Executor, JobContext, Lease, Run
+from spool.executor import Executor, JobContext, Lease, Run, threads
 from spool.executor.attempt import MESSAGE_LIMIT, TRACEBACK_LIMIT
 from spool.executor.pool import Processes
 from spool.job import VERSION, Attempt, Tally, encode_record, read_ending, read_record, read_tally
@@ -155,6 +155,109 @@ async def test_threads_are_bounded_and_used_again(app):
     assert len(idents) == 3
     for _ in range(9):
         assert result_of(await bench.run(ident.call())) in idents
+
+
+@pytest.fixture
+async def pool(app, monkeypatch):
+    monkeypatch.setattr(threads, "IDLE", 0.01)
+    return Pool(app)
+
+
+class Pool:
+    """Threads of an executor that are seen at work."""
+
+    def __init__(self, app: Spool) -> None:
+        self.seen: set[threading.Thread] = set()
+        self.waiting: set[threading.Thread] = set()
+        self.gate = threading.Event()
+        gather = threading.Barrier(4)
+
+        @app.task
+        def meet() -> None:
+            self.seen.add(threading.current_thread())
+            gather.wait(5)
+
+        @app.task
+        def wait() -> None:
+            self.seen.add(threading.current_thread())
+            self.waiting.add(threading.current_thread())
+            assert self.gate.wait(5)
+            self.waiting.discard(threading.current_thread())
+
+        self.meet, self.wait = meet, wait
+        self.bench = Bench(app, threads=4)
+
+    async def fill(self) -> None:
+        """Have all four threads there, and idle."""
+        for _ in range(4):
+            self.bench.start(self.meet.call())
+        for _ in range(4):
+            result_of(await self.bench.ended.get())
+
+    def left(self) -> int:
+        return sum(each.is_alive() for each in self.seen)
+
+
+async def test_threads_that_are_not_needed_end_and_others_come(pool):
+    for _ in range(3):
+        pool.seen.clear()
+        await pool.fill()
+        assert len(pool.seen) == 4
+        await aeventually(lambda: not pool.left())
+
+
+async def test_as_many_threads_stay_as_are_used(pool):
+    await pool.fill()
+    for _ in range(2):
+        pool.bench.start(pool.wait.call())
+    await aeventually(lambda: pool.left() == 2)
+    for _ in range(2):
+        pool.bench.start(pool.wait.call())
+    await aeventually(lambda: len(pool.waiting) == 4)
+    pool.gate.set()
+    for _ in range(4):
+        result_of(await pool.bench.ended.get())
+    await aeventually(lambda: not pool.left())
+
+
+async def test_work_that_comes_while_threads_end_is_done(pool, monkeypatch):
+    monkeypatch.setattr(threads, "IDLE", 0.0)  # each turn of the loop
+    pool.gate.set()
+    for _ in range(300):
+        for _ in range(4):
+            pool.bench.start(pool.wait.call())
+        async with asyncio.timeout(10):
+            for _ in range(4):
+                result_of(await pool.bench.ended.get())
+    assert len(pool.seen) > 4  # some did end meanwhile
+    await aeventually(lambda: not pool.left())
+
+
+async def test_threads_end_with_their_executor_which_waits_for_none(pool, monkeypatch):
+    monkeypatch.setattr(threads, "IDLE", 600.0)
+    await pool.fill()
+    pool.bench.start(pool.wait.call())
+    await aeventually(lambda: pool.waiting)
+    pool.bench.executor.close()
+    await aeventually(lambda: pool.left() == 1)
+    pool.gate.set()
+    result_of(await pool.bench.ended.get())
+    await aeventually(lambda: not pool.left())
+
+
+async def test_a_thread_that_cannot_be_started_is_not_relied_on(app, monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    @app.task
+    def greet() -> str:
+        return "hello"
+
+    bench = Bench(app, threads=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert last_attempt(await bench.run(greet.call())).error_type == "RuntimeError"
+    assert result_of(await bench.run(greet.call())) == "hello"
 
 
 # Failure

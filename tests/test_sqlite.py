@@ -438,6 +438,22 @@ def test_records_that_are_too_large_together(broker, q):
     assert claimed == [(each.id, each.record) for each in jobs(50, payload="x" * 10_000)]
 
 
+def test_the_log_is_cut_back_once_nobody_reads_its_beginning(path, broker, q):
+    def log() -> int:
+        return path.with_name(path.name + "-wal").stat().st_size
+
+    q.enqueue(job("a"))
+    with raw(path) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM job").fetchone()
+        q.enqueue(*jobs(12, payload="x" * 1_000_000))
+        q.enqueue(job("b"))
+        assert log() > 2 * file.LOG
+    q.enqueue(job("c"))  # now all of it goes into the file
+    q.enqueue(job("d"))  # and now it begins anew
+    assert log() == file.LOG
+
+
 @contextlib.contextmanager
 def held(broker):
     """Hold the store's thread up, so that what is asked meanwhile makes one group."""

@@ -8,13 +8,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from spool.executor.attempt import Run
 
+IDLE: Final = 10.0
+"""Seconds from one count of the threads that were needed to the next; the others end."""
+
 
 class Threads:
-    """A pool of up to ``size`` daemon threads, started as they are needed. To be used from its loop's thread."""
+    """A pool of up to ``size`` daemon threads, which come and go as they are needed. For its loop's thread only."""
 
     def __init__(self, size: int, loop: asyncio.AbstractEventLoop) -> None:
         self._size = size
@@ -22,16 +25,21 @@ class Threads:
         self._calls: SimpleQueue[_ThreadCall | None] = SimpleQueue()
         self._ended: deque[_ThreadCall] = deque()
         self._told = False
+        self._started = 0
         self._threads = 0
-        self._busy = 0
+        """Those that have not been told to end. As many calls as there are of them are served at once."""
+        self._busy = self._peak = 0
+        """Calls that are not through; and the most there were since the last count."""
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, run: Run, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call ``fn`` in a thread, with this context's variables. Returns only when the thread is through with it."""
         call = _ThreadCall(run, fn, args, kwargs, self._loop.create_future())
+        if self._busy >= self._threads and self._threads < self._size:
+            self._start()
         self._busy += 1
-        if self._busy > self._threads and self._threads < self._size:
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"spool-{self._threads}", daemon=True).start()
+        if self._busy > self._peak:  # noqa: PLR1730 - max() takes twice as long, for each job
+            self._peak = self._busy
         self._calls.put(call)
         run.inner = call
         try:
@@ -47,7 +55,29 @@ class Threads:
 
     def close(self) -> None:
         """Let threads that are idle end, and the others when their calls return. Waits for none."""
-        for _ in range(self._threads):
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._end(self._threads)
+
+    def _start(self) -> None:
+        # Counted once it is there: where the system has no more threads, nothing must rely on this one.
+        threading.Thread(target=self._work, name=f"spool-{self._started + 1}", daemon=True).start()
+        self._started += 1
+        self._threads += 1
+        if self._timer is None:
+            self._timer = self._loop.call_later(IDLE, self._count)
+
+    def _count(self) -> None:
+        # Counted here and not in the threads, who take turns: each would have had something to do lately.
+        self._end(max(0, self._threads - self._peak))
+        self._peak = self._busy
+        self._timer = self._loop.call_later(IDLE, self._count) if self._threads else None
+
+    def _end(self, threads: int) -> None:
+        # Whoever gets a None ends, and calls that come later stand behind it: those who are left do them.
+        self._threads -= threads
+        for _ in range(threads):
             self._calls.put(None)
 
     def _work(self) -> None:

@@ -21,8 +21,12 @@ LAYOUT: Final = 1
 """The layout that this release reads and writes; `PRAGMA user_version` of the file."""
 OLDEST: Final = (3, 35, 0)
 """The first SQLite with RETURNING."""
+LOG: Final = 4 * 2**20
+"""Bytes to which the write-ahead log is cut back: as long as it gets in SQLite before it is written to the file.
+
+Less would only have it cut and grown again all the time, more would stay for good after a rush or a slow reader.
+"""
 MOUNTS: Final = Path("/proc/self/mountinfo")
-_MEBIBYTE: Final = 2**20
 
 NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
@@ -123,7 +127,7 @@ def connect(location: Location) -> sqlite3.Connection:
         if not _is_store(db, location):
             _create(db, location)
         db.execute("PRAGMA temp_store = MEMORY")
-        db.execute(f"PRAGMA journal_size_limit = {64 * _MEBIBYTE}")
+        db.execute(f"PRAGMA journal_size_limit = {LOG}")
         db.execute("PRAGMA cache_size = -8000")
     except BaseException:
         db.close()

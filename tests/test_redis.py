@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from itertools import takewhile
 
 import msgspec
@@ -613,19 +614,20 @@ class TestKeys:
         assert "unroutable" in touched
 
     async def test_the_server_is_stirred_when_a_short_wait_is_to_end(self, broker, client):
-        def pings() -> int:
+        async def pings() -> int:
+            await broker.acall(Stats("q"))  # on the connection of the last one, and so after it
             return client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
 
-        before = pings()
-        for _ in range(10):  # now and then the server looks by itself just in time
-            await broker.await_work(["q"], 0.05)
-        after = pings()
-        assert before + 5 < after <= before + 10
-        broker.call(Enqueue("q", [new_job()]))
-        await broker.await_work(["q"], 0.1)  # over before its time
-        await broker.await_work(["q"], 0.5)
-        assert pings() == after
-        await broker.aclose()
+        async with aclosing(broker):
+            before = await pings()
+            for _ in range(10):  # now and then the server looks by itself just in time
+                await broker.await_work(["q"], 0.05)
+            after = await pings()
+            assert before + 5 < after <= before + 10
+            broker.call(Enqueue("q", [new_job()]))
+            await broker.await_work(["q"], 0.4)  # over before its time
+            await broker.await_work(["q"], 0.5)
+            assert await pings() == after
 
     def test_with_nothing_parked_a_claim_does_not_look_for_unroutable_jobs(self, broker, client):
         start_worker(broker)

@@ -77,7 +77,6 @@ local tasks = P .. 'tasks:' .. hash
 
 local function unpark()
   local budget = 500
-  moved = true
   for _, task in ipairs(redis.call('SINTER', P .. 'parked', tasks)) do
     local key = P .. 'parked:' .. task
     local flat = budget > 0 and redis.call('ZPOPMIN', key, budget) or {}
@@ -88,7 +87,7 @@ local function unpark()
       redis.call('ZADD', LANES[lane], place, flat[i])
       redis.call('ZREM', P .. 'unroutable', flat[i])
     end
-    budget = budget - #flat / 2
+    budget, moved = budget - #flat / 2, moved or #flat > 0
     if redis.call('EXISTS', key) == 0 then redis.call('SREM', P .. 'parked', task) end
   end
 end

@@ -77,7 +77,7 @@ def run_spool(arguments: argparse.Namespace) -> Figures:
     command = [sys.executable, "-m", "spool", "bench", "custom", "--json", "-"]
     command += ["--jobs", str(arguments.jobs), "--payload", str(arguments.payload)]
     command += ["--workers", str(arguments.workers), "--concurrency", str(arguments.concurrency)]
-    command += ["--rate", str(arguments.rate)] if arguments.rate else ["--prefill"]
+    command += ["--rate", str(arguments.rate), "--arrivals", "even"] if arguments.rate else ["--prefill"]
     if arguments.url:
         command += ["--url", arguments.url]
     result = run(command)["result"]

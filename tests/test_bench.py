@@ -3,10 +3,12 @@ import os
 import re
 import signal
 import sqlite3
+import statistics
 import subprocess
 import sys
 import time
 from array import array
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -18,9 +20,9 @@ from hypothesis import strategies as st
 from spool import Spool
 from spool.bench import QUICK, BenchResult, Plan, run
 from spool.bench.account import Books, Claims, Percentiles, Settles, account, percentiles
-from spool.bench.load import Notes, Run, WatchedBroker, prepare, read_notes, read_starts
+from spool.bench.load import Load, Notes, Run, WatchedBroker, prepare, read_notes, read_starts
 from spool.bench.machine import cpu_seconds, machine, memory_of, versions
-from spool.bench.report import summary, targets
+from spool.bench.report import TARGETS, error_rate, summary, targets
 from spool.broker import Claim, Claimed, Died, Done, Settle, Settled
 from spool.cli import main
 from spool.errors import BrokerUnavailable, ConfigError
@@ -63,11 +65,15 @@ def books(
     started = [(number, 10 * MS + number) for number in range(count)] if starts is None else starts
     flat = array("q", [value for pair in started for value in pair])
     ended = [Settles(20 * MS, [f"j{number}" for number in range(count)])] if notes is None else notes
-    return Books([f"j{n}" for n in range(count)], [0] * count, [0] * count, [flat], ended, found or {})
+    return Books([f"j{n}" for n in range(count)], [0] * count, [0] * count, [flat], ended, found or {}, 3)
 
 
 def test_all_done():
-    closed = account(books(notes=[Claims(5), Claims(3), Settles(20 * MS, ["j0", "j1"]), Settles(30 * MS, ["j2"])]))
+    closed = account(
+        books(
+            notes=[Claims(5, 6), Claims(3, 4), Claims(1, 2), Settles(20 * MS, ["j0", "j1"]), Settles(30 * MS, ["j2"])]
+        )
+    )
     assert (closed.jobs, closed.done, closed.failed, closed.lost, closed.unfinished) == (3, 3, 0, 0, 0)
     assert (closed.duplicated, closed.extra_starts, closed.refused) == (0, 0, 0)
     assert (closed.first_claim, closed.last_settle) == (3, 30 * MS)
@@ -125,8 +131,8 @@ def test_a_refused_settle_is_not_the_end():
     assert (closed.last_settle, closed.refused) == (5, 1)
 
 
-def test_jobs_beyond_the_acknowledged_ones_count_nowhere():
-    closed = account(books(2, starts=[(0, 1), (1, 1), (2, 1)], notes=[Settles(1, ["j0", "j1", "j2"])]))
+def test_jobs_beyond_the_acknowledged_ones_and_warm_up_count_nowhere():
+    closed = account(books(2, starts=[(0, 1), (1, 1), (2, 1), (-1, 1)], notes=[Settles(1, ["j0", "j1", "j2"])]))
     assert (closed.jobs, closed.done, closed.start.count) == (2, 2, 2)
 
 
@@ -196,7 +202,7 @@ def test_notes_survive_their_files(tmp_path):
     notes = Notes()
     for turn in range(3):
         notes.starts.extend((turn, turn + 100))
-        notes.others += [Claims(turn), Settles(turn, ["a"], [("b", "Died")], 1)]
+        notes.others += [Claims(turn, turn), Settles(turn, ["a"], [("b", "Died")], 1)]
         notes.flush(tmp_path)
     (starts,) = read_starts(tmp_path)
     assert starts.tolist() == [0, 100, 1, 101, 2, 102]
@@ -209,22 +215,22 @@ def test_notes_survive_their_files(tmp_path):
 def test_a_killed_process_leaves_half_a_note(tmp_path):
     notes = Notes()
     notes.starts.extend((1, 2))
-    notes.others.append(Claims(7))
+    notes.others.append(Claims(7, 8))
     notes.flush(tmp_path)
     for name in (f"{os.getpid()}.starts", f"{os.getpid()}.notes"):
         with (tmp_path / name).open("ab") as file:
             file.write(b'{"type":')
     assert read_starts(tmp_path)[0].tolist() == [1, 2]
-    assert read_notes(tmp_path) == [Claims(7)]
+    assert read_notes(tmp_path) == [Claims(7, 8)]
 
 
 def test_the_target_names_its_directory(tmp_path):
     directory = tmp_path / "a b:c'é"
     directory.mkdir()
-    app = load_app(prepare(directory, Run("sqlite://:memory:", "noop", 0.0)))
+    app = load_app(prepare(directory, Run("sqlite://:memory:", Load())))
     assert isinstance(app, Spool)
     assert list(app.tasks) == ["bench.noop"]
-    assert app is load_app(prepare(directory, Run("sqlite://:memory:", "noop", 0.0)))
+    assert app is load_app(prepare(directory, Run("sqlite://:memory:", Load())))
 
 
 # The machine
@@ -259,6 +265,9 @@ def test_memory_and_cpu_of_this_process():
         {"priority": "urgent"},
         {"rate": 1.0, "prefill": True},
         {"rate": 1.0, "producers": 1},
+        {"failing": 1.1},
+        {"warmup": -1},
+        {"warmup": 1, "prefill": True},
     ],
 )
 def test_plans_that_make_no_sense(wrong):
@@ -312,8 +321,10 @@ def assert_sound(document: BenchResult, jobs: int) -> None:
         Plan(jobs=100, workers=1, rate=1000),
         Plan(jobs=20, workers=1, kind="cpu", work_ms=1, priority="high"),
         Plan(jobs=20, workers=1, kind="io", work_ms=5, concurrency=5),
+        Plan(jobs=40, workers=1, kind="mixed", work_ms=5),
+        Plan(jobs=100, workers=2, warmup=50),
     ],
-    ids=["bulk", "prefill", "producers", "rate", "cpu", "io"],
+    ids=["bulk", "prefill", "producers", "rate", "cpu", "io", "mixed", "warmup"],
 )
 def test_a_run_accounts_for_every_job_and_leaves_nothing(plan, url, temporary):
     document = run(plan, url)
@@ -323,6 +334,59 @@ def test_a_run_accounts_for_every_job_and_leaves_nothing(plan, url, temporary):
         assert keys(url) == []
     assert document.config == plan
     assert msgspec.json.decode(msgspec.json.encode(document), type=BenchResult) == document
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_the_error_rate_is_the_share_of_jobs_that_fail(share, url, temporary):
+    result = run(Plan(jobs=400, workers=1, kind="failing", failing=share, producers=20, warmup=30), url).result
+    assert result.complete
+    assert result.failed == result.dead == pytest.approx(share * 400, abs=1)
+    assert error_rate(result) == pytest.approx(share, abs=0.0026)
+    assert result.store["dead"] == result.dead
+    assert result.store["enqueued"] == 400
+
+
+def test_a_handler_that_takes_a_while_is_seen_in_the_latency(url, temporary):
+    latency = run(Plan(jobs=40, workers=1, kind="io", work_ms=10, producers=4), url).result.latency_ms
+    assert latency.done.p50 >= 10
+    assert latency.done.p50 - latency.start.p50 >= 9.9
+
+
+def test_the_raw_log_gives_the_same_figures(url, temporary, tmp_path):
+    with (tmp_path / "raw").open("w+b") as raw:
+        result = run(Plan(jobs=300, workers=2, rate=2000, kind="failing", failing=0.1), url, raw=raw).result
+        raw.seek(0)
+        log = [json.loads(line) for line in raw]
+    assert [each["number"] for each in log] == list(range(300))
+    ended = [each for each in log if each["outcome"] == "done"]
+    assert len(ended) == result.done == 270
+    assert {each["outcome"] for each in log} == {"done", "dead"}
+    for measured, until, since in (
+        (result.latency_ms.start, "started", "due"),
+        (result.latency_ms.start_after_call, "started", "called"),
+        (result.latency_ms.done, "ended", "due"),
+    ):
+        waits = sorted((each[until] - each[since]) / 1e6 for each in log if each.get(until))
+        assert measured.count == len(waits)
+        for percent in (50, 95, 99, 100):
+            # The value that percent of the waits do not exceed, counted and not interpolated.
+            wanted = next(wait for wait in waits if 100 * sum(w <= wait for w in waits) >= percent * len(waits))
+            got = measured.max if percent == 100 else getattr(measured, f"p{percent}")
+            assert got == pytest.approx(wanted, abs=0.0001)
+
+
+def test_jobs_of_an_open_loop_come_as_those_of_many_callers(temporary, tmp_path):
+    gaps = {}
+    for arrivals in ("poisson", "even"):
+        with (tmp_path / arrivals).open("w+b") as raw:
+            run(Plan(jobs=400, workers=1, rate=2000, arrivals=arrivals), raw=raw)
+            raw.seek(0)
+            due = [json.loads(line)["due"] for line in raw]
+        gaps[arrivals] = [(after - before) / 1e6 for before, after in pairwise(due)]
+    for found in gaps.values():
+        assert statistics.mean(found) == pytest.approx(0.5, rel=0.2)
+    assert statistics.stdev(gaps["poisson"]) == pytest.approx(0.5, rel=0.25)  # of an exponential law it is the mean
+    assert statistics.stdev(gaps["even"]) < 0.001
 
 
 def test_latency_of_a_prefill_contains_the_wait(redis_url):
@@ -340,7 +404,7 @@ def test_io_takes_its_time(redis_url):
 
 
 def test_an_open_loop_keeps_its_pace(redis_url):
-    result = run(Plan(jobs=60, workers=1, rate=200), redis_url).result
+    result = run(Plan(jobs=60, workers=1, rate=200, arrivals="even"), redis_url).result
     assert result.enqueue_seconds >= 59 / 200
     latency = result.latency_ms
     assert latency.behind.max > 0
@@ -480,7 +544,7 @@ def test_quick(capsys, url, temporary):
 
 
 def test_check_exits_with_1_on_a_missed_target(capsys, redis_url, monkeypatch):
-    monkeypatch.setattr("spool.bench.report.MIN_PER_S", 1e9)
+    monkeypatch.setitem(TARGETS, "throughput", 1e9)
     code, out = command(capsys, "quick", "--url", redis_url, "--check")
     assert code == 1
     assert "missed" in out
@@ -502,6 +566,21 @@ def test_custom_exits_with_1_when_jobs_did_not_end(capsys, redis_url):
     code, out = command(capsys, "custom", "--jobs", 5, "--url", redis_url, *options)
     assert code == 1
     assert "5 unfinished" in out
+
+
+def test_targets_of_your_own(capsys):
+    options = ("quick", "--check", "--target", "p99=60000", "--target", "memory=9999")
+    assert "< 60000 ms" in command(capsys, *options, "--target", "throughput=1")[1]
+    code, out = command(capsys, *options, "--target", "throughput=10000000")
+    assert code == 1
+    assert "≥ 10,000,000/s  missed" in out
+
+
+@pytest.mark.parametrize("wrong", ["throughput", "speed=1", "p99=fast", "p99=-1", "memory=inf", "p99=nan", "=1", ""])
+def test_a_target_that_is_none_is_said_before_the_run(capsys, wrong):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "quick", "--target", wrong])
+    assert "is no target" in capsys.readouterr().err
 
 
 def test_a_result_file_that_cannot_be_written_is_said_before_the_run(capsys, tmp_path):

@@ -141,6 +141,10 @@ class LeaseLost(BrokerError):
     """This incarnation holds no lease: it never beat, its lease ran out, or it was retired."""
 
 
+class BenchError(SpoolError):
+    """A benchmark could not be carried out."""
+
+
 class ResultError(SpoolError):
     """A job has no result to give."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -41,9 +41,10 @@ def percentiles(nanoseconds: Iterable[int]) -> Percentiles:
 
 
 class Claims(msgspec.Struct, frozen=True, tag="claim"):
-    """What a worker process noted of its first claim that returned jobs: when it was sent."""
+    """What a worker process noted of a claim that returned jobs after a pause: when it was sent and answered."""
 
     at: int
+    answered: int
 
 
 class Settles(msgspec.Struct, frozen=True, tag="settle"):
@@ -69,6 +70,21 @@ class Books(msgspec.Struct, frozen=True):
     notes: Iterable[Claims | Settles]
     found: Mapping[str, State]
     """Jobs the store still knew after the run, of those that no worker noted as ended."""
+    began: int = 0
+    """When the first enqueue was called; what was noted before it was warm-up."""
+
+
+class JobRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All that is known of one job. Times are nanoseconds of CLOCK_MONOTONIC; None for what did not come to be."""
+
+    number: int
+    id: str
+    due: int
+    called: int
+    started: int | None = None
+    ended: int | None = None
+    outcome: str = "lost"
+    starts: int = 0
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -133,13 +149,31 @@ def account(books: Books) -> Account:
     )
 
 
+def rows(books: Books) -> Iterator[JobRow]:
+    """Yield the log from which all figures of an account can be had, in the order of the jobs' numbers."""
+    first_start, starts_of = _first_starts(books)
+    ended_at, endings, *_ = _endings(books)
+    for number, id in enumerate(books.ids):
+        state = endings.get(number) or books.found.get(id)
+        yield JobRow(
+            number,
+            id,
+            books.due[number],
+            books.called[number],
+            first_start[number] or None,
+            ended_at[number] or None,
+            "lost" if state is None else str(state),
+            starts_of[number],
+        )
+
+
 def _first_starts(books: Books) -> tuple[list[int], list[int]]:
     first = [0] * len(books.ids)
     counts = [0] * len(books.ids)
     for starts in books.starts:
         for number, at in zip(starts[::2], starts[1::2], strict=True):
-            # A job beyond the acknowledged ones was on its way when the run was stopped.
-            if number < len(first):
+            # A job beyond the acknowledged ones was on its way when the run was stopped, one below 0 was warm-up.
+            if 0 <= number < len(first):
                 counts[number] += 1
                 if not first[number] or at < first[number]:
                     first[number] = at
@@ -154,7 +188,8 @@ def _endings(books: Books) -> tuple[list[int], dict[int, State], int, int | None
     first_claim = last_settle = None
     for note in books.notes:
         if isinstance(note, Claims):
-            first_claim = note.at if first_claim is None else min(first_claim, note.at)
+            if note.answered >= books.began:
+                first_claim = note.at if first_claim is None else min(first_claim, note.at)
             continue
         refused += note.refused
         if note.done or note.other:

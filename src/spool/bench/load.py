@@ -32,6 +32,10 @@ R = TypeVar("R")
 
 QUEUE: Final = "bench"
 _FLUSH_SECONDS: Final = 0.2
+_PAUSE: Final = 20_000_000
+"""Nanoseconds without jobs after which a claim is noted: of a load, and of its warm-up, only the first ones matter."""
+_MIXED: Final = ("noop", "io", "noop", "noop", "io", "noop", "cpu", "noop", "io", "noop")
+_GOLDEN: Final = 0.6180339887498949
 _encode_note = msgspec.json.Encoder().encode
 
 
@@ -74,14 +78,43 @@ def read_notes(directory: Path) -> list[Claims | Settles]:
     return found
 
 
+class Load(msgspec.Struct, frozen=True):
+    """What jobs do; see `spool.bench.Plan`, which has milliseconds."""
+
+    kind: Kind = "noop"
+    seconds: float = 0.0
+    failing: float = 0.0
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What the worker processes have to know; a file in the directory of the run."""
+
+    url: str
+    load: Load
+
+
 if TYPE_CHECKING:
     BenchTask: TypeAlias = Task[[str, int], dict[str, bool]]
 
 
-def make(broker: str | Broker, kind: Kind, seconds: float, notes: Notes) -> tuple[Spool, BenchTask]:
-    """Return an app on a broker and its one task. What the handler sees goes to ``notes``."""
+class BenchFailure(Exception):
+    """What a job of kind failing raises."""
+
+
+def fails(number: int, share: float) -> bool:
+    """Return whether the job of this number is one of those that raise: spread evenly, and so many for certain.
+
+    >>> sum(fails(number, 0.05) for number in range(10_000))
+    500
+    """
+    return number * _GOLDEN % 1.0 < share
+
+
+def make(broker: str | Broker, load: Load, notes: Notes) -> tuple[Spool, Sequence[BenchTask]]:
+    """Return an app on a broker, and the tasks that its jobs are of in turn. What handlers see goes to ``notes``."""
     app = Spool(broker)
-    note = notes.starts.extend
+    note, seconds, share = notes.starts.extend, load.seconds, load.failing
+    cpu_seconds = seconds / 10 if load.kind == "mixed" else seconds
 
     async def noop(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
         note((number, time.monotonic_ns()))
@@ -89,7 +122,7 @@ def make(broker: str | Broker, kind: Kind, seconds: float, notes: Notes) -> tupl
 
     def cpu(data: str, number: int) -> dict[str, bool]:
         note((number, time.monotonic_ns()))
-        end = time.thread_time() + seconds
+        end = time.thread_time() + cpu_seconds
         body = data.encode()
         while time.thread_time() < end:
             body = hashlib.sha256(body).digest()
@@ -100,19 +133,25 @@ def make(broker: str | Broker, kind: Kind, seconds: float, notes: Notes) -> tupl
         await asyncio.sleep(seconds)
         return {"processed": True}
 
-    declare = app.task(name=f"bench.{kind}", queue=QUEUE)
-    if kind == "cpu":
-        return app, declare(cpu)
-    return app, declare(io if kind == "io" else noop)
+    async def failing(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
+        note((number, time.monotonic_ns()))
+        if number >= 0 and fails(number, share):
+            raise BenchFailure
+        return {"processed": True}
+
+    handlers: dict[str, Any] = {"noop": noop, "cpu": cpu, "io": io, "failing": failing}
+    names = _MIXED if load.kind == "mixed" else (load.kind,)
+    tasks = {name: app.task(name=f"bench.{name}", queue=QUEUE, retries=0)(handlers[name]) for name in set(names)}
+    return app, [tasks[name] for name in names]
 
 
 class WatchedBroker:
-    """A broker that passes everything on, and notes the first claim that returned jobs and the outcomes accepted."""
+    """A broker that passes everything on, and notes when jobs begin to come and which outcomes were accepted."""
 
     def __init__(self, broker: Broker, notes: Notes) -> None:
         self._broker = broker
         self._notes = notes.others
-        self._claimed = False
+        self._claimed = -_PAUSE
 
     @property
     def url(self) -> str:
@@ -135,9 +174,10 @@ class WatchedBroker:
     def _note(self, verb: Claim | Settle, reply: object, sent: int) -> None:
         if isinstance(verb, Settle):
             self._notes.append(_outcomes(verb, cast("Settled", reply)))
-        elif not self._claimed and cast("Claimed", reply).jobs:
-            self._claimed = True
-            self._notes.append(Claims(sent))
+        elif cast("Claimed", reply).jobs:
+            if sent > self._claimed + _PAUSE:
+                self._notes.append(Claims(sent, time.monotonic_ns()))
+            self._claimed = sent
 
     def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         return self._broker.ended(queue, id, timeout)
@@ -171,14 +211,6 @@ def _outcomes(verb: Settle, reply: Settled) -> Settles:
     return Settles(at, done, cast("list[tuple[str, Outcome]]", other), len(reply.refused))
 
 
-class Run(msgspec.Struct, frozen=True):
-    """What the worker processes have to know; a file in the directory of the run."""
-
-    url: str
-    kind: Kind
-    seconds: float
-
-
 def prepare(directory: Path, run: Run) -> str:
     """Write down what the workers have to know, and return the target that they are to load.
 
@@ -198,7 +230,7 @@ def __getattr__(name: str) -> Any:
 def _app(directory: Path) -> Spool:
     run = msgspec.json.decode((directory / "run.json").read_bytes(), type=Run)
     notes = Notes()
-    app, _ = make(WatchedBroker(connect(run.url), notes), run.kind, run.seconds, notes)
+    app, _ = make(WatchedBroker(connect(run.url), notes), run.load, notes)
 
     @app.lifespan
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from array import array
@@ -20,6 +21,7 @@ from spool.task import Call, Configured
 _RATE_PER_THREAD = 1000
 _MAX_THREADS = 16
 _READY_SECONDS = 30.0
+_SEED = 1
 
 if TYPE_CHECKING:
     from spool.bench.load import BenchTask
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 class Producer:
     """Enqueues jobs numbered from 0 until the plan is fulfilled or the time is up; a number taken is a job sent."""
 
-    def __init__(self, plan: Plan, app: Spool, task: Sender) -> None:
-        self._plan, self._app, self._task = plan, app, task
+    def __init__(self, plan: Plan, app: Spool, tasks: Sequence[Sender]) -> None:
+        self._plan, self._app, self._tasks = plan, app, tasks
+        self._random = random.Random(_SEED)  # noqa: S311 - for arrivals, the same in every run
+        self._gaps = 0.0
         self._data = "x" * plan.payload
         self._ids = [""] * plan.jobs
         self._due = array("q", bytes(8 * plan.jobs))
@@ -61,7 +65,8 @@ class Producer:
 
     def run(self) -> None:
         """Enqueue, once connections are open and the task's signature has been read. Raises what enqueueing raises."""
-        self._task.call(self._data, 0)
+        for task in self._tasks:
+            task.call(self._data, 0)
         if self._plan.rate:
             self._open_loop()
         elif self._plan.producers:
@@ -74,17 +79,23 @@ class Producer:
         if self._taken:
             self.began = self.due[0]
 
+    def warm_up(self) -> int:
+        """Enqueue the jobs that do not count, numbered below 0, and return how many."""
+        numbers = range(-1, -self._plan.warmup - 1, -1)
+        return self._app.enqueue_many(self._task(number).call(self._data, number) for number in numbers)
+
     def _begin(self) -> None:
         self.began = time.monotonic_ns()
         self.deadline = self.began + int(self._plan.max_seconds * 1e9)
 
     def _calls(self) -> Iterator[Call]:
-        call, data, ids, called, now = self._task.call, self._data, self._ids, self._called, time.monotonic_ns
+        tasks, data, ids, called, now = self._tasks, self._data, self._ids, self._called, time.monotonic_ns
+        calls = [task.call for task in tasks]
         for number in range(self._plan.jobs):
             called[number] = at = now()
             if at > self.deadline:
                 return
-            made = call(data, number)
+            made = calls[number % len(calls)](data, number)
             ids[number] = made.job.id
             self._taken = number + 1
             yield made
@@ -95,7 +106,7 @@ class Producer:
                 number = self._taken
                 self._taken += 1
                 self._called[number] = at
-                self._ids[number] = (await self._task.aenqueue(self._data, number)).id
+                self._ids[number] = (await self._task(number).aenqueue(self._data, number)).id
 
         callers = range(self._plan.producers)
         try:
@@ -124,17 +135,24 @@ class Producer:
             if (wait := self._due[number] - time.monotonic_ns()) > 0:
                 time.sleep(wait / 1e9)
             self._called[number] = time.monotonic_ns()
-            self._ids[number] = self._task.enqueue(self._data, number).id
+            self._ids[number] = self._task(number).enqueue(self._data, number).id
 
     def _take_due(self) -> int | None:
         with self._lock:
             number = self._taken
-            due = self.began + int(number * 1e9 / self._plan.rate)
+            due = self.began + int(self._gaps * 1e9)
             if self._stopped or number == self._plan.jobs or max(due, time.monotonic_ns()) > self.deadline:
                 return None
             self._due[number] = due
             self._taken += 1
+            even = self._plan.arrivals == "even"
+            self._gaps = (
+                self._taken / self._plan.rate if even else self._gaps + self._random.expovariate(self._plan.rate)
+            )
             return number
+
+    def _task(self, number: int) -> Sender:
+        return self._tasks[number % len(self._tasks)]
 
 
 def _run_in_loop(work: Coroutine[Any, Any, None]) -> None:

@@ -7,6 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from spool.bench.account import Percentiles
+from spool.bench.calibrate import Calibration
 from spool.bench.machine import Machine, Memory
 from spool.bench.plan import Plan
 
@@ -80,3 +81,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     machine: Machine
     result: Measured
+    """Of several repetitions the one with the median throughput."""
+    runs: list[Measured] = []
+    """All repetitions, in their order."""
+    calibrations: list[Calibration] = []
+    """How fast the machine was, before and after each repetition."""

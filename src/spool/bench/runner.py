@@ -8,23 +8,25 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import IO, Final, Literal
 
 import msgspec
 
 from spool import __version__
 from spool.bench import load
-from spool.bench.account import Account, Books, account
+from spool.bench.account import Account, Books, account, rows
+from spool.bench.calibrate import Calibration, calibrate
 from spool.bench.machine import Memory, cpu_seconds, machine, memory_of, versions
 from spool.bench.plan import Plan
 from spool.bench.produce import Producer
 from spool.bench.result import BenchResult, Latency, Measured, Store
-from spool.broker import Broker, Find, Get, QueueStats, Stats
+from spool.broker import Broker, Find, Get, Stats
 from spool.broker.scratch import scratch
+from spool.errors import BenchError
 from spool.job import State
 from spool.supervisor import Fleet, WorkerOptions
 
-Stage = Literal["starting workers", "enqueueing", "draining", "stopping workers", "closing the books"]
+Stage = Literal["starting workers", "warming up", "enqueueing", "draining", "stopping workers", "closing the books"]
 OnStage = Callable[[Stage, int], None]
 """Told the stage that begins, or goes on, and how many jobs have ended so far."""
 
@@ -32,27 +34,45 @@ _POLL_SECONDS: Final = 0.05
 _IN_STORE: Final = (State.SCHEDULED, State.READY, State.PARKED, State.SUSPECT, State.RUNNING, State.DEAD)
 
 
-def run(plan: Plan, url: str | None = None, on_stage: OnStage | None = None) -> BenchResult:
-    """Carry out a plan on a store of its own (see `spool.broker.scratch`) and return what came out.
+def run(
+    plan: Plan,
+    url: str | None = None,
+    on_stage: OnStage | None = None,
+    *,
+    repeat: int = 1,
+    raw: IO[bytes] | None = None,
+) -> BenchResult:
+    """Carry out a plan on a store of its own (see `spool.broker.scratch`), ``repeat`` times; return what came out.
+
+    ``raw`` gets a line of JSON for each job (`spool.bench.account.JobRow`), repetition after repetition.
 
     Workers have registered with the broker before the first job is enqueued; with ``prefill`` they start when all are.
     Leaves nothing behind. Raises `ConfigError` for a store that is not empty, `BrokerError` for one that cannot be
-    used, and `EnqueueInterrupted` if not all jobs could be enqueued.
+    used, `EnqueueInterrupted` if not all jobs could be enqueued, and `BenchError` if the warm-up does not end.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    with scratch(url, "bench") as store, tempfile.TemporaryDirectory(prefix="spool-bench-") as directory:
-        bench = _Bench(plan, store, Path(directory), on_stage)
-        try:
-            measured = bench.run()
-        finally:
-            bench.app.close()
+    runs: list[Measured] = []
+    calibrations: list[Calibration] = []
+    where = ""
+    for _ in range(repeat):
+        with scratch(url, "bench") as store, tempfile.TemporaryDirectory(prefix="spool-bench-") as directory:
+            bench = _Bench(plan, store, Path(directory), on_stage)
+            where = where or bench.url
+            try:
+                calibrations.append(calibrate(bench.app.broker))
+                runs.append(bench.run(raw))
+                calibrations.append(calibrate(bench.app.broker))
+            finally:
+                bench.app.close()
     return BenchResult(
         started=started,
         config=plan,
-        broker=Store(store.partition(":")[0], bench.url),
+        broker=Store(where.partition(":")[0], where),
         versions={"spool": __version__, **versions()},
         machine=machine(),
-        result=measured,
+        result=sorted(runs, key=lambda each: each.per_s or 0.0)[len(runs) // 2],
+        runs=runs,
+        calibrations=calibrations,
     )
 
 
@@ -66,32 +86,35 @@ class _Bench:
     def __init__(self, plan: Plan, store: str, directory: Path, on_stage: OnStage | None) -> None:
         self._plan, self._directory = plan, directory
         self._on_stage = on_stage or _ignore
-        seconds = plan.work_ms / 1000
-        self.app, task = load.make(store, plan.kind, seconds, load.Notes())
-        sender = task if plan.priority == "normal" else task.options(priority=plan.priority)
+        work = load.Load(plan.kind, plan.work_ms / 1000, plan.failing)
+        self.app, tasks = load.make(store, work, load.Notes())
+        senders = tasks if plan.priority == "normal" else [task.options(priority=plan.priority) for task in tasks]
         self.url = self.app.broker.url
-        target = load.prepare(directory, load.Run(store, plan.kind, seconds))
+        target = load.prepare(directory, load.Run(store, work))
         self._options = WorkerOptions(
             app=target,
             queues=(load.QUEUE,),
             concurrency=plan.concurrency,
             processes=plan.workers,
             grace=1.0,
-            log_level="warning",
+            log_level="error" if plan.kind == "failing" else "warning",  # which would tell of each failure
         )
-        self._producer = Producer(plan, self.app, sender)
+        self._producer = Producer(plan, self.app, senders)
+        self._warm: dict[str, int] = {}
+        """The store's totals after the warm-up."""
 
-    def run(self) -> Measured:
+    def run(self, raw: IO[bytes] | None = None) -> Measured:
         if self._plan.prefill:
             self._produce()
             with self._fleet() as fleet:
                 memory, cpu = self._drain(fleet, 0.0)
         else:
             with self._fleet() as fleet:
+                self._warm_up()
                 before = cpu_seconds(fleet.pids)
                 self._produce()
                 memory, cpu = self._drain(fleet, before)
-        return self._close_books(memory, cpu)
+        return self._close_books(memory, cpu, raw)
 
     @contextmanager
     def _fleet(self) -> Generator[Fleet]:
@@ -105,6 +128,25 @@ class _Bench:
                 raise
             self._on_stage("stopping workers", self._plan.jobs)
 
+    def _warm_up(self) -> None:
+        if not self._plan.warmup:
+            return
+        self._on_stage("warming up", 0)
+        jobs, deadline = self._producer.warm_up(), time.monotonic() + self._plan.max_seconds
+        while (ended := self._ended()) < jobs:
+            if time.monotonic() > deadline:
+                raise BenchError(f"only {ended} of {jobs} warm-up jobs ended in {self._plan.max_seconds:g} s")
+            time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)  # the workers' first claim that counts is one after a pause
+        self._warm = self.app.broker.call(Stats(load.QUEUE)).totals
+
+    def _ended(self) -> int:
+        return sum(self._totals().get(state, 0) for state in ("done", "dead", "cancelled"))
+
+    def _totals(self) -> dict[str, int]:
+        totals = self.app.broker.call(Stats(load.QUEUE)).totals
+        return {name: total - self._warm.get(name, 0) for name, total in totals.items()}
+
     def _produce(self) -> None:
         self._on_stage("enqueueing", 0)
         self._producer.run()
@@ -113,7 +155,7 @@ class _Bench:
         """Wait until all jobs have ended, or the time is up, and look at the processes while they are there."""
         jobs = len(self._producer.ids)
         while True:
-            ended = _ended(self.app.broker.call(Stats(load.QUEUE)))
+            ended = self._ended()
             self._on_stage("draining", ended)
             if ended >= jobs or time.monotonic_ns() > self._producer.deadline:
                 break
@@ -121,7 +163,7 @@ class _Bench:
         pids = fleet.pids
         return memory_of(pids), cpu_seconds(pids) - cpu_before
 
-    def _close_books(self, memory: Memory, cpu: float) -> Measured:
+    def _close_books(self, memory: Memory, cpu: float, raw: IO[bytes] | None) -> Measured:
         self._on_stage("closing the books", self._plan.jobs)
         producer, broker = self._producer, self.app.broker
         books = Books(
@@ -131,18 +173,17 @@ class _Bench:
             starts=load.read_starts(self._directory),
             notes=load.read_notes(self._directory),
             found={},
+            began=producer.began,
         )
         closed = account(books)
         if closed.lost:
             # No worker noted their end, so the store is asked for them.
             books = msgspec.structs.replace(books, found=_look_for(broker, books.ids))
             closed = account(books)
-        totals = broker.call(Stats(load.QUEUE)).totals
-        return _measured(self._plan, producer, closed, totals=totals, memory=memory, cpu=cpu)
-
-
-def _ended(stats: QueueStats) -> int:
-    return sum(stats.totals.get(state, 0) for state in ("done", "dead", "cancelled"))
+        if raw is not None:
+            encode = msgspec.json.Encoder().encode
+            raw.writelines(encode(row) + b"\n" for row in rows(books))
+        return _measured(self._plan, producer, closed, totals=self._totals(), memory=memory, cpu=cpu)
 
 
 def _look_for(broker: Broker, ids: Sequence[str]) -> dict[str, State]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from spool import __version__
-from spool.cli import chaos, dead, jobs, measure, queues, run
+from spool.cli import bench, chaos, dead, jobs, measure, queues, run
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 
@@ -31,7 +31,7 @@ for _command in (
     jobs.jobs,
     queues.queues,
     dead.dead,
-    measure.bench,
+    bench.bench,
     measure.demo,
     chaos.chaos,
 ):

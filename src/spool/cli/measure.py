@@ -1,29 +1,17 @@
-"""``spool demo`` and ``spool bench``."""
+"""``spool demo``, and what commands that run for a while have in common."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import sysconfig
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from spool.cli.output import console, print_json, print_table, printable, write_result
-from spool.job import PRIORITIES, Priority
-
-if TYPE_CHECKING:
-    from spool.bench import BenchResult, Plan
-    from spool.bench.plan import Kind
-
-_KINDS = ("noop", "cpu", "io")
-_CLEAR_LINE = "\r\x1b[K"
-_STAGE_SECONDS = 0.5
-_WORK_MS = {"noop": 0.0, "cpu": 1.0, "io": 10.0}
+from spool.cli.output import console, print_json, printable
 
 
 def _interrupt(_signum: int, _frame: object) -> None:
@@ -84,153 +72,3 @@ def demo(*, directory: str | None, url: str | None, processes: int | None, keep:
         console().print(summary(report), soft_wrap=not sys.stdout.isatty())
     if keep:
         click.echo(f"kept: spool dead list --url '{report.broker}'", err=True)
-
-
-@click.group(short_help="Measure throughput, latency and memory.")
-def bench() -> None:
-    """Measure throughput, latency and memory, with every job accounted for.
-
-    Runs on a store of its own and leaves nothing behind: a temporary SQLite file, or with --url a new key prefix.
-    """
-
-
-@bench.command(short_help="A fixed small load, against the project's targets.")
-@click.option("--url", help="Broker; default a temporary SQLite file.")
-@click.option(
-    "--json",
-    "file",
-    type=click.Path(dir_okay=False, allow_dash=True, writable=True),
-    callback=check_file,
-    help="Write the result here; - is stdout only.",
-)
-@click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
-def quick(*, url: str | None, file: str | None, check: bool) -> int:
-    """1,000 jobs of 1 KiB through 4 worker processes, against the project's targets.
-
-    Jobs are enqueued one by one from 100 callers at once while the workers run them.
-    """
-    from spool.bench import QUICK
-    from spool.bench.report import targets
-
-    document = _run(QUICK, url)
-    lines = targets(document)
-    if file != "-":
-        _head(document)
-        rows = [
-            (each.metric, each.result, each.target, "met" if each.met else "missed", each.measured) for each in lines
-        ]
-        print_table(("Metric", "Result", "Target", "Status", "Measured"), rows, numeric=("Result",))
-    write_result(document, file)
-    return int(check and not all(each.met for each in lines))
-
-
-@bench.command()
-@click.option("--jobs", "--tasks", type=click.IntRange(1), default=10_000, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
-@click.option("--concurrency", type=click.IntRange(1), default=100, show_default=True, help="Jobs at once in each.")
-@click.option("--payload", type=click.IntRange(0), default=1024, show_default=True, help="Bytes of text for each job.")
-@click.option("--kind", type=click.Choice(_KINDS), default="noop", show_default=True, help="What a job does.")
-@click.option("--work-ms", type=click.FloatRange(0), help="How long, for cpu (default 1) and io (default 10).")
-@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
-@click.option(
-    "--rate", type=click.FloatRange(0), default=0.0, help="Enqueue so many a second, whatever happens (open loop)."
-)
-@click.option("--producers", type=click.IntRange(0), default=0, help="Enqueue one by one from so many callers at once.")
-@click.option("--prefill", is_flag=True, help="Enqueue everything before the workers start.")
-@click.option("--url", help="Broker; default a temporary SQLite file.")
-@click.option(
-    "--json",
-    "file",
-    type=click.Path(dir_okay=False, allow_dash=True, writable=True),
-    callback=check_file,
-    help="Write the result here; - is stdout only.",
-)
-@click.option(
-    "--max-seconds", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="Stop after."
-)
-def custom(
-    *,
-    jobs: int,
-    workers: int,
-    concurrency: int,
-    payload: int,
-    kind: Kind,
-    work_ms: float | None,
-    priority: Priority,
-    rate: float,
-    producers: int,
-    prefill: bool,
-    url: str | None,
-    file: str | None,
-    max_seconds: float,
-) -> int:
-    """Carry a load of your own. Without --rate or --producers jobs are enqueued in bulk.
-
-    Exits with 1 if a job was lost, run twice, failed, or not ended in time.
-    """
-    from spool.bench import Plan
-    from spool.bench.report import summary
-
-    plan = Plan(
-        jobs=jobs,
-        workers=workers,
-        concurrency=concurrency,
-        payload=payload,
-        kind=kind,
-        work_ms=_WORK_MS[kind] if work_ms is None else work_ms,
-        priority=priority,
-        rate=rate,
-        producers=producers,
-        prefill=prefill,
-        max_seconds=max_seconds,
-    )
-    document = _run(plan, url)
-    if file != "-":
-        _head(document)
-        print_table(("Measure", "Result", "What it is"), summary(document), numeric=("Result",))
-    write_result(document, file)
-    result = document.result
-    return int(not result.complete or result.done != result.jobs or result.duplicated > 0)
-
-
-def _run(plan: Plan, url: str | None) -> BenchResult:
-    """Run a plan, with its stages on stderr if that is a terminal."""
-    from spool.bench import run
-
-    with stoppable():
-        if not sys.stderr.isatty():
-            return run(plan, url)
-        try:
-            return run(plan, url, _Stages(plan.jobs))
-        finally:
-            click.echo(_CLEAR_LINE, nl=False, err=True)
-
-
-class _Stages:
-    """One line about how far a run is, written anew now and then: no animation takes part in what is measured."""
-
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
-        self._last = ("", 0.0)
-
-    def __call__(self, stage: str, ended: int) -> None:
-        last, at = self._last
-        now = time.monotonic()
-        if stage != last or now - at > _STAGE_SECONDS:
-            self._last = (stage, now)
-            click.echo(f"{_CLEAR_LINE}{stage}: {ended:,} of {self._jobs:,} jobs have ended", nl=False, err=True)
-
-
-def _head(document: BenchResult) -> None:
-    plan, machine = document.config, document.machine
-    click.echo(
-        f"{plan.jobs:,} {plan.kind} jobs of {plan.payload:,} bytes, {plan.workers} worker "
-        f"{'process' if plan.workers == 1 else 'processes'} × {plan.concurrency}, on {document.broker.url}\n"
-        f"spool {document.versions['spool']}, Python {document.versions['python']}, "
-        f"{machine.cores} cores, {machine.processor}\n"
-        + (
-            "all jobs enqueued before the workers started\n"
-            if plan.prefill
-            else "workers were ready before the first job was enqueued\n"
-        )
-    )

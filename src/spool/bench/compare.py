@@ -1,0 +1,200 @@
+"""Two results, or several: what became faster, what slower, and what cannot be told.
+
+A run is repeated (``--repeat``), and stores how fast the machine did two fixed loops meanwhile (its calibration). Of
+each metric the logarithms are compared, since changes are ratios: the difference of their means, with the interval in
+which it lies with 99 % confidence by Student's t, after Welch for separate runs and paired for those that were taken in
+turns. Separate runs are besides as far apart as their calibrations are, in either direction: a machine that drifts
+widens the interval, and so never makes a verdict.
+
+Source: B. L. Welch, The generalization of "Student's" problem when several different population variances are involved,
+Biometrika 34 (1947).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from spool.bench.calibrate import drift
+from spool.bench.result import BenchResult, Measured
+from spool.errors import ConfigError
+
+Verdict = Literal["faster", "slower", "no difference", "cannot tell"]
+
+CONFIDENCE: Final = 0.99
+ALIKE: Final = 0.07
+"""What is no difference has its interval within as much on either side; a change of less than half is no verdict."""
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """A figure of a result. ``more`` says whether more of it is better."""
+
+    name: str
+    unit: str
+    read: Callable[[Measured], float | None]
+    more: bool
+
+
+METRICS: Final = (
+    Metric("throughput", "/s", lambda run: run.per_s, more=True),
+    Metric("drain", "/s", lambda run: run.drain_per_s, more=True),
+    Metric("enqueue", "/s", lambda run: run.enqueue_per_s, more=True),
+    Metric("start p50", "ms", lambda run: run.latency_ms.start.p50, more=False),
+    Metric("start p99", "ms", lambda run: run.latency_ms.start.p99, more=False),
+    Metric("done p50", "ms", lambda run: run.latency_ms.done.p50, more=False),
+    Metric("done p99", "ms", lambda run: run.latency_ms.done.p99, more=False),
+    Metric("worker CPU", "µs", lambda run: run.worker_cpu_us, more=False),
+    Metric("memory", "MB", lambda run: run.memory_mb.pss, more=False),
+)
+
+
+class Change(msgspec.Struct, frozen=True):
+    """How one metric changed; ratios less 1, so that 0.1 is 10 % more. None where there is nothing to compare."""
+
+    metric: str
+    unit: str
+    before: float | None
+    """Median of the repetitions."""
+    after: float | None
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: Verdict = "cannot tell"
+
+
+def change(
+    metric: Metric, before: Sequence[float], after: Sequence[float], *, apart: float = 0.0, paired: bool = False
+) -> Change:
+    """Compare the repetitions of two runs. ``apart``: how far, as a logarithm, their calibrations are.
+
+    Raises `ConfigError` for pairs that are none.
+
+    >>> change(METRICS[0], [100.0, 101.0, 99.0], [80.0, 81.0, 79.0]).verdict
+    'slower'
+    >>> change(METRICS[0], [100.0, 101.0, 99.0], [80.0, 81.0, 79.0], apart=0.3).verdict
+    'cannot tell'
+    """
+    if paired and len(before) != len(after):
+        raise ConfigError(f"pairs need as many runs of either side, not {len(before)} and {len(after)}")
+    found = Change(metric.name, metric.unit, _median(before), _median(after))
+    if not before or not after or min(*before, *after) <= 0:
+        return found
+    logs = [math.log(each) for each in before], [math.log(each) for each in after]
+    middle = statistics.mean(logs[1]) - statistics.mean(logs[0])
+    spread = _spread([b - a for a, b in zip(*logs, strict=True)]) if paired else _welch(*logs)
+    low, high = middle - spread - apart, middle + spread + apart
+    return msgspec.structs.replace(
+        found,
+        change=_ratio(middle),
+        low=_ratio(low),
+        high=_ratio(high),
+        verdict=_verdict(metric, low, high),
+    )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return round(statistics.median(values), 4) if values else None
+
+
+def _ratio(log: float) -> float | None:
+    return None if math.isinf(log) else round(math.expm1(log), 5)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return half the width of the interval in which the mean lies."""
+    if len(values) < 2:
+        return math.inf
+    return _t(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _welch(before: Sequence[float], after: Sequence[float]) -> float:
+    if min(len(before), len(after)) < 2:
+        return math.inf
+    parts = [statistics.variance(each) / len(each) for each in (before, after)]
+    if not sum(parts):
+        return 0.0
+    weights = [part**2 / (len(each) - 1) for part, each in zip(parts, (before, after), strict=True)]
+    return _t(sum(parts) ** 2 / sum(weights)) * math.sqrt(sum(parts))
+
+
+def _t(freedom: float) -> float:
+    from scipy.special import stdtrit  # its import takes long, and only a comparison needs it
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _verdict(metric: Metric, low: float, high: float) -> Verdict:
+    if math.log1p(-ALIKE) < low and high < math.log1p(ALIKE):
+        return "no difference"
+    more = low + high > 0
+    if low <= 0 <= high or abs(low + high) < ALIKE:
+        return "cannot tell"
+    return "faster" if more == metric.more else "slower"
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """What became of each metric, and what else is not the same."""
+
+    changes: list[Change]
+    differences: list[str]
+    """Of configuration, machine and versions: "payload: 1024, then 100". A verdict is about those as well."""
+    drift: float | None
+    """How far apart the calibrations are, as a ratio less 1; None where they were not taken."""
+
+
+def compare(before: BenchResult, after: BenchResult, *, paired: bool = False) -> Comparison:
+    """Compare two results; ``paired``: their repetitions were taken in turns, the first with the first.
+
+    Raises `ConfigError` for pairs that are none.
+    """
+    apart = None if paired else drift(before.calibrations, after.calibrations)
+    # Nobody knows how far machines that were not looked at had drifted.
+    log = 0.0 if paired else math.log(apart) if apart is not None else math.inf
+    changes: list[Change] = []
+    for metric in METRICS:
+        sides = [[value for run in each.runs if (value := metric.read(run)) is not None] for each in (before, after)]
+        if any(sides):
+            changes.append(change(metric, *sides, apart=log, paired=paired))
+    return Comparison(changes, differences(before, after), None if apart is None else round(apart - 1, 4))
+
+
+def differences(before: BenchResult, after: BenchResult) -> list[str]:
+    """Return what of configuration, machine and versions is not the same."""
+    found: list[str] = []
+    for part in ("config", "machine", "versions", "broker"):
+        one, other = (msgspec.to_builtins(getattr(each, part)) for each in (before, after))
+        found += [
+            f"{name}: {one.get(name)}, then {other.get(name)}"
+            for name in dict.fromkeys((*one, *other))
+            # The store of a run is its own, and has a name of its own.
+            if one.get(name) != other.get(name) and (part, name) != ("broker", "url")
+        ]
+    return found
+
+
+_LIMIT: Final = re.compile(r"\s*([a-zA-Z][\w ]*?)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
+
+
+def fails(limit: str, found: Comparison) -> bool:
+    """Whether a limit such as ``throughput<-5%`` or ``start p99>10%`` is broken for certain: by the whole interval.
+
+    Raises `ConfigError` for one that is none.
+
+    >>> some = Change("throughput", "/s", 100.0, 80.0, -0.2, -0.22, -0.18, "slower")
+    >>> fails("throughput<-5%", Comparison([some], [], 0.0)), fails("throughput<-20%", Comparison([some], [], 0.0))
+    (True, False)
+    """
+    match = _LIMIT.fullmatch(limit)
+    names = [metric.name for metric in METRICS]
+    if match is None or match[1] not in names:
+        raise ConfigError(f"{limit!r} is no limit: METRIC<-5% or METRIC>5%, with a metric of {', '.join(names)}")
+    name, side, percent = match[1], match[2], float(match[3]) / 100
+    for each in found.changes:
+        if each.metric == name and each.low is not None and each.high is not None:
+            return each.high < percent if side == "<" else each.low > percent
+    return False

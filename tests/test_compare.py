@@ -1,0 +1,161 @@
+"""`spool bench compare`: what is said of two results."""
+
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from spool.bench import BenchResult, Plan, run
+from spool.bench.calibrate import Calibration, drift
+from spool.bench.compare import METRICS, Change, Comparison, change, fails
+from spool.cli import main
+from spool.errors import ConfigError
+
+THROUGHPUT = next(metric for metric in METRICS if metric.name == "throughput")
+LATENCY = next(metric for metric in METRICS if metric.name == "start p99")
+
+
+def noisy(dice: random.Random, middle: float, count: int, spread: float = 0.03) -> list[float]:
+    return [middle * dice.lognormvariate(0, spread) for _ in range(count)]
+
+
+def verdicts(ratio: float, *, paired: bool, count: int = 10) -> list[str]:
+    dice = random.Random(7)
+    found = []
+    for _ in range(200):
+        weather = noisy(dice, 1.0, count, 0.2) if paired else [1.0] * count
+        before = [value * each for value, each in zip(noisy(dice, 1000, count), weather, strict=True)]
+        after = [value * each for value, each in zip(noisy(dice, 1000 * ratio, count), weather, strict=True)]
+        found.append(change(THROUGHPUT, before, after, paired=paired).verdict)
+    return found
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_what_is_the_same_is_called_the_same(paired):
+    found = verdicts(1.0, paired=paired)
+    assert found.count("no difference") > 180
+    assert found.count("faster") + found.count("slower") <= 2  # of 200, with 99 % confidence
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_tenth_less_is_found(paired):
+    found = verdicts(0.9, paired=paired)
+    assert found.count("slower") > 180
+    assert "faster" not in found
+
+
+def test_more_latency_is_slower():
+    assert change(LATENCY, [1.0, 1.01, 0.99], [2.0, 2.02, 1.98]).verdict == "slower"
+    assert change(LATENCY, [2.0, 2.02, 1.98], [1.0, 1.01, 0.99]).verdict == "faster"
+
+
+def test_one_run_of_each_tells_nothing():
+    found = change(THROUGHPUT, [100.0], [50.0])
+    assert (found.change, found.low, found.high, found.verdict) == (-0.5, None, None, "cannot tell")
+
+
+def test_a_machine_that_drifted_as_far_explains_it():
+    before, after = [100.0, 101.0, 99.0], [80.0, 81.0, 79.0]
+    assert change(THROUGHPUT, before, after, apart=0.1).verdict == "slower"
+    assert change(THROUGHPUT, before, after, apart=0.25).verdict == "cannot tell"
+
+
+def test_nothing_measured_is_nothing_to_compare():
+    assert change(THROUGHPUT, [], [1.0]) == Change("throughput", "/s", None, 1.0)
+    assert change(LATENCY, [0.0, 0.0], [1.0, 1.0]).verdict == "cannot tell"
+
+
+def test_pairs_are_pairs():
+    with pytest.raises(ConfigError, match="2 and 1"):
+        change(THROUGHPUT, [1.0, 2.0], [1.0], paired=True)
+
+
+def test_drift_is_that_of_the_loop_which_drifted_more():
+    calm = [Calibration(100, 100), Calibration(100, 100)]
+    assert drift(calm, calm) == 1
+    assert drift(calm, [Calibration(100, 50), Calibration(100, 50)]) == 2
+    assert drift([Calibration(100, 100), Calibration(64, 100)], calm) == pytest.approx(100 / 82 * 1.25)
+    assert drift([], calm) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "broken"),
+    [("throughput<-5%", True), ("throughput < -18 %", True), ("throughput<-19%", False), ("throughput>5%", False)],
+)
+def test_a_limit_is_broken_by_the_whole_interval(limit, broken):
+    found = Comparison([Change("throughput", "/s", 100.0, 80.0, -0.2, -0.22, -0.181, "slower")], [], 0.0)
+    assert fails(limit, found) is broken
+
+
+@pytest.mark.parametrize("limit", ["", "throughput", "speed<-5%", "throughput<-5", "throughput=5%"])
+def test_a_limit_that_is_none_is_refused(limit):
+    with pytest.raises(ConfigError, match="is no limit"):
+        fails(limit, Comparison([], [], None))
+
+
+@pytest.fixture(scope="module")
+def results() -> tuple[BenchResult, BenchResult]:
+    """A result, and the same with half of the throughput, to the last repetition."""
+    one = run(Plan(jobs=30, workers=1), repeat=3)
+    before = msgspec.structs.replace(one, runs=[msgspec.structs.replace(each, per_s=1000.0) for each in one.runs])
+    after = msgspec.structs.replace(one, runs=[msgspec.structs.replace(each, per_s=500.0) for each in one.runs])
+    calm = [Calibration(100.0, 100.0)] * 6
+    return (
+        msgspec.structs.replace(before, calibrations=calm),
+        msgspec.structs.replace(after, calibrations=calm, config=Plan(jobs=30, workers=1, payload=9)),
+    )
+
+
+def test_each_repetition_is_kept_and_calibrated():
+    document = run(Plan(jobs=20, workers=1), repeat=2)
+    assert len(document.runs) == 2
+    assert document.result in document.runs
+    assert len(document.calibrations) == 4
+    assert all(each.cpu > 0 and each.store > 0 for each in document.calibrations)
+
+
+@pytest.fixture
+def compared(results, tmp_path, capsys):
+    paths = [tmp_path / "before.json", tmp_path / "after.json"]
+    for path, result in zip(paths, results, strict=True):
+        path.write_bytes(msgspec.json.encode(result))
+
+    def compared(*options: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["bench", "compare", *map(str, paths), *options])
+        return stopped.value.code, *capsys.readouterr()
+
+    return compared
+
+
+def test_results_are_compared_on_the_command_line(compared):
+    code, out, _ = compared()
+    assert code == 0
+    assert "not the same: payload: 1024, then 9" in out
+    assert "-50.0%" in next(line for line in out.splitlines() if line.startswith("throughput"))
+    assert "slower" in out
+
+
+def test_a_broken_limit_exits_with_1(compared):
+    assert compared("--fail-if", "throughput<-5%")[::2] == (1, "broken: throughput<-5%\n")
+    assert compared("--fail-if", "throughput<-50.5%")[0] == 0
+    assert compared("--fail-if", "speed<5%")[0] == 2
+
+
+def test_a_comparison_for_a_pull_request_and_for_programs(compared):
+    assert "| throughput | 1,000 /s | 500.00 /s | -50.0% |" in compared("--markdown")[1]
+    (found,) = msgspec.json.decode(compared("--json")[1], type=list[dict[str, Any]])
+    assert msgspec.convert(found["comparison"], Comparison).changes[0].verdict == "slower"
+
+
+def test_what_is_no_result_is_said(compared, tmp_path):
+    (tmp_path / "after.json").write_text("{}")
+    code, _, err = compared()
+    assert code == 2
+    assert "after.json is no result of spool bench" in err
+
+
+def test_a_comparison_is_json():
+    found = Comparison([change(THROUGHPUT, [100.0, 101.0], [100.0, 101.0])], ["payload: 1, then 2"], 0.0)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found

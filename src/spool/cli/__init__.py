@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from spool import __version__
-from spool.cli import bench, chaos, dead, jobs, measure, queues, run
+from spool.cli import bench, chaos, dead, jobs, measure, queues, run, scaling
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 
@@ -36,6 +36,7 @@ for _command in (
     chaos.chaos,
 ):
     spool.add_command(_command)
+bench.bench.add_command(scaling.scalability)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
 _KINDS = ("noop", "cpu", "io", "mixed", "failing")
 _CLEAR_LINE = "\r\x1b[K"
 _STAGE_SECONDS = 0.5
-_WORK_MS = {"cpu": 1.0, "io": 10.0, "mixed": 10.0}
+WORK_MS = {"cpu": 1.0, "io": 10.0, "mixed": 10.0}
 
 
 _PERCENT = 100
 
+kind_option = click.option(
+    "--kind", type=click.Choice(_KINDS), default="noop", show_default=True, help="What a job does."
+)
+work_option = click.option(
+    "--work-ms", type=click.FloatRange(0), help="How long, for cpu (default 1), io and mixed (default 10)."
+)
 repeat_option = click.option(
     "--repeat",
     type=click.IntRange(1),
@@ -76,7 +83,7 @@ def quick(*, url: str | None, file: str | None, wanted: tuple[str, ...], check: 
     document = _run(QUICK, url, repeat)
     lines = targets(document, others)
     if file != "-":
-        _head(document)
+        head(document)
         rows = [
             (each.metric, each.result, each.target, "met" if each.met else "missed", each.measured) for each in lines
         ]
@@ -103,8 +110,8 @@ def _target(text: str) -> tuple[str, float]:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
 @click.option("--concurrency", type=click.IntRange(1), default=100, show_default=True, help="Jobs at once in each.")
 @click.option("--payload", type=click.IntRange(0), default=1024, show_default=True, help="Bytes of text for each job.")
-@click.option("--kind", type=click.Choice(_KINDS), default="noop", show_default=True, help="What a job does.")
-@click.option("--work-ms", type=click.FloatRange(0), help="How long, for cpu (default 1), io and mixed (default 10).")
+@kind_option
+@work_option
 @click.option("--failing", type=click.FloatRange(0, 100), default=5, show_default=True, help="Percent of kind failing.")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option(
@@ -171,7 +178,7 @@ def custom(
     from spool.bench.plan import warmup_for
     from spool.bench.report import summary
 
-    work = _WORK_MS.get(kind, 0.0) if work_ms is None else work_ms
+    work = WORK_MS.get(kind, 0.0) if work_ms is None else work_ms
     plan = Plan(
         jobs=jobs,
         workers=workers,
@@ -191,7 +198,7 @@ def custom(
     with Path(raw).open("wb") if raw else nullcontext() as log:
         document = _run(plan, url, repeat, log)
     if file != "-":
-        _head(document)
+        head(document)
         print_table(("Measure", "Result", "What it is"), summary(document), numeric=("Result",))
     write_result(document, file)
     return int(any(_went_wrong(run, kind) for run in document.runs))
@@ -278,16 +285,24 @@ def _run(plan: Plan, url: str | None, repeat: int, raw: IO[bytes] | None = None)
     """Run a plan, with its stages on stderr if that is a terminal."""
     from spool.bench import run
 
+    with staged() as stages:
+        return run(plan, url, stages(plan.jobs) if stages else None, repeat=repeat, raw=raw)
+
+
+@contextmanager
+def staged() -> Generator[type[Stages] | None]:
+    """Let Ctrl-C and SIGTERM end a run in order. Gives what shows its stages, if stderr is a terminal."""
     with stoppable():
         if not sys.stderr.isatty():
-            return run(plan, url, repeat=repeat, raw=raw)
+            yield None
+            return
         try:
-            return run(plan, url, _Stages(plan.jobs), repeat=repeat, raw=raw)
+            yield Stages
         finally:
             click.echo(_CLEAR_LINE, nl=False, err=True)
 
 
-class _Stages:
+class Stages:
     """One line about how far a run is, written anew now and then: no animation takes part in what is measured."""
 
     def __init__(self, jobs: int) -> None:
@@ -302,12 +317,14 @@ class _Stages:
             click.echo(f"{_CLEAR_LINE}{stage}: {ended:,} of {self._jobs:,} jobs have ended", nl=False, err=True)
 
 
-def _head(document: BenchResult) -> None:
+def head(document: BenchResult, varied: str = "") -> None:
+    """Say what was run, where."""
     plan, machine = document.config, document.machine
     click.echo(
         f"{plan.jobs:,} {plan.kind} jobs of {plan.payload:,} bytes, {plan.workers} worker "
         f"{'process' if plan.workers == 1 else 'processes'} × {plan.concurrency}, on {document.broker.url}\n"
-        f"spool {document.versions['spool']}, Python {document.versions['python']}, "
+        + (f"and the same with {varied}\n" if varied else "")
+        + f"spool {document.versions['spool']}, Python {document.versions['python']}, "
         f"{machine.cores} cores, {machine.processor}\n"
         + (
             "all jobs enqueued before the workers started\n"

@@ -21,6 +21,7 @@ SpoolError
 │   ├── StoreCorrupt         the store's data is not ours, damaged, or of a newer layout
 │   ├── VersionConflict      a document was changed by somebody else in between
 │   └── LeaseLost            this incarnation holds no lease; what it did not settle is no longer its own
+├── BenchError               a benchmark could not be carried out
 └── ResultError
     ├── JobFailed            the job is dead: its attempts are spent
     ├── JobCancelled         the job was cancelled

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from spool.app import Spool
 from spool.errors import (
     ArgumentError,
+    BenchError,
     BrokerError,
     BrokerFull,
     BrokerRefused,
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "Backoff",
+    "BenchError",
     "BrokerError",
     "BrokerFull",
     "BrokerRefused",

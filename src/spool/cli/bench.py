@@ -30,6 +30,14 @@ WORK_MS = {"cpu": 1.0, "io": 10.0, "mixed": 10.0}
 
 _PERCENT = 100
 
+url_option = click.option("--url", help="Broker; default a temporary SQLite file.")
+json_option = click.option(
+    "--json",
+    "file",
+    type=click.Path(dir_okay=False, allow_dash=True, writable=True),
+    callback=check_file,
+    help="Write the result here; - is stdout only.",
+)
 kind_option = click.option(
     "--kind", type=click.Choice(_KINDS), default="noop", show_default=True, help="What a job does."
 )
@@ -54,14 +62,8 @@ def bench() -> None:
 
 
 @bench.command(short_help="A fixed small load, against the project's targets.")
-@click.option("--url", help="Broker; default a temporary SQLite file.")
-@click.option(
-    "--json",
-    "file",
-    type=click.Path(dir_okay=False, allow_dash=True, writable=True),
-    callback=check_file,
-    help="Write the result here; - is stdout only.",
-)
+@url_option
+@json_option
 @click.option(
     "--target",
     "wanted",
@@ -131,14 +133,8 @@ def _target(text: str) -> tuple[str, float]:
 )
 @click.option("--producers", type=click.IntRange(0), default=0, help="Enqueue one by one from so many callers at once.")
 @click.option("--prefill", is_flag=True, help="Enqueue everything before the workers start.")
-@click.option("--url", help="Broker; default a temporary SQLite file.")
-@click.option(
-    "--json",
-    "file",
-    type=click.Path(dir_okay=False, allow_dash=True, writable=True),
-    callback=check_file,
-    help="Write the result here; - is stdout only.",
-)
+@url_option
+@json_option
 @click.option(
     "--max-seconds", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="Stop after."
 )

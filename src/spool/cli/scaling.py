@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spool.cli.bench import WORK_MS, head, kind_option, staged, work_option
-from spool.cli.measure import check_file
+from spool.cli.bench import WORK_MS, head, json_option, kind_option, staged, url_option, work_option
 from spool.cli.output import print_table, write_result
 
 if TYPE_CHECKING:
@@ -45,14 +44,8 @@ class Numbers(click.ParamType[list[int]]):
 @click.option("--concurrency", type=click.IntRange(1), default=100, show_default=True, help="Jobs at once in each.")
 @kind_option
 @work_option
-@click.option("--url", help="Broker; default a temporary SQLite file.")
-@click.option(
-    "--json",
-    "file",
-    type=click.Path(dir_okay=False, allow_dash=True, writable=True),
-    callback=check_file,
-    help="Write the result here; - is stdout only.",
-)
+@url_option
+@json_option
 def scalability(
     *,
     workers_list: list[int] | None,

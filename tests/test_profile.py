@@ -27,7 +27,7 @@ from spool.profile import (
     write,
 )
 from spool.profile.convert import convert, speedscope
-from spool.profile.cpu import parse
+from spool.profile.cpu import UNKNOWN, mend, parse
 from spool.profile.pprof import decode, encode
 from spool.profile.table import top, total
 
@@ -207,6 +207,25 @@ def test_a_line_of_py_spy():
             ),
             3,
         )
+    ]
+
+
+def test_callers_that_are_missing_are_those_of_the_same_function():
+    run = Frame("run", "loop.py", 7)
+    other = Frame("run", "loop.py", 8)
+    whole = Counter({("main", (MAIN, run, WORK)): 5, ("main", (MAIN, other, WORK)): 2, ("main", (MAIN, HASH)): 1})
+    cut = Counter({("main", (Frame("work", "app.py", 6), HASH)): 3, ("main", ()): 2, ("other", (WORK,)): 1})
+    lost = Counter({("main", (Frame("who", "else.py", 1),)): 1})
+    assert mend(whole, cut, lost) == [
+        whole,
+        Counter(
+            {
+                ("main", (MAIN, run, Frame("work", "app.py", 6), HASH)): 3,
+                ("main", (UNKNOWN,)): 2,
+                ("other", (WORK,)): 1,
+            }
+        ),
+        lost,
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import subprocess
 import sys
@@ -53,14 +52,16 @@ class Profiler:
         elif self._thread is not None and self._thread.is_alive():
             logger.warning("no profile is recorded: another one is under way")
         else:
-            self._thread = threading.Thread(target=self._run, args=(Path(self._folder),), name="spool-profiler")
+            self._thread = threading.Thread(
+                target=self._run, args=(Path(self._folder),), name="spool-profiler", daemon=True
+            )
             self._thread.start()
 
     def close(self) -> None:
         """End a recording that is under way, early; what there is of it is kept, if that takes no longer than 10 s."""
         self._ended.set()
-        with contextlib.suppress(AttributeError):  # none is running, or not any more
-            self._process.terminate()  # type: ignore[union-attr]
+        if self._process is not None:
+            self._process.terminate()  # it writes what it has, and is nothing if it has ended
         if self._thread is not None:
             self._thread.join(_END_SECONDS)
 

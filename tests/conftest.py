@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -6,6 +7,9 @@ import redis
 
 from tests.audit import audit
 from tests.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 # How long one example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("spool", deadline=None, print_blob=True)
@@ -27,3 +31,12 @@ def redis_url(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iter
         yield redis_server.url
         if request.node.get_closest_marker("damages_store") is None:
             audit(client)
+
+
+@pytest.fixture
+def page() -> Iterator["Page"]:
+    """Give a page in a real browser. Only for tests without an event loop of their own."""
+    from tests.browser import open_page
+
+    with open_page() as page:
+        yield page

@@ -7,7 +7,22 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name", ["app", "broker", "errors", "grouping", "job", "payload", "retry", "selection", "task", "testing"]
+    "name",
+    [
+        "app",
+        "broker",
+        "errors",
+        "grouping",
+        "job",
+        "payload",
+        "profile.cpu",
+        "profile.model",
+        "profile.table",
+        "retry",
+        "selection",
+        "task",
+        "testing",
+    ],
 )
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

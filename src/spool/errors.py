@@ -22,6 +22,7 @@ SpoolError
 │   ├── VersionConflict      a document was changed by somebody else in between
 │   └── LeaseLost            this incarnation holds no lease; what it did not settle is no longer its own
 ├── BenchError               a benchmark could not be carried out
+├── ProfileError             a process could not be profiled
 └── ResultError
     ├── JobFailed            the job is dead: its attempts are spent
     ├── JobCancelled         the job was cancelled
@@ -144,6 +145,10 @@ class LeaseLost(BrokerError):
 
 class BenchError(SpoolError):
     """A benchmark could not be carried out."""
+
+
+class ProfileError(SpoolError):
+    """A process could not be profiled: the system forbids it, it is gone, or it is being profiled already."""
 
 
 class ResultError(SpoolError):

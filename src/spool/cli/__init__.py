@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from spool import __version__
-from spool.cli import bench, chaos, dead, jobs, measure, queues, run, scaling
+from spool.cli import bench, chaos, dead, jobs, measure, profile, queues, run, scaling
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 
@@ -32,6 +32,7 @@ for _command in (
     queues.queues,
     dead.dead,
     bench.bench,
+    profile.profile,
     measure.demo,
     chaos.chaos,
 ):

@@ -51,6 +51,19 @@ if TYPE_CHECKING:
 @click.option("--max-memory", type=click.FloatRange(0, min_open=True), help="Replace a process that takes more MB.")
 @click.option("--max-age", type=click.FloatRange(0, min_open=True), help="Replace a process after so many seconds.")
 @click.option("--spare", type=click.IntRange(0), default=0, help="Warm processes that wait to replace one.")
+@click.option(
+    "--profile",
+    type=click.Path(file_okay=False, exists=True),
+    metavar="DIR",
+    help="Record profiles into DIR when SIGUSR2 comes.",
+)
+@click.option(
+    "--profile-seconds",
+    type=click.FloatRange(0, 3500, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="How long each recording takes.",
+)
 @click.option("--name", default="", help="Shown with what its jobs did; default HOST:PID.")
 @click.option("--log-format", type=click.Choice(["auto", "human", "json"]), default="auto", show_default=True)
 @click.option(
@@ -64,6 +77,9 @@ def worker(*, queues: str | None, **given: Any) -> int:
 
     SIGTERM or Ctrl-C stops gracefully: no new jobs, --grace seconds for those that run, the rest is handed
     back. A second one stops at once. A process that is to be replaced lets its jobs end, however long they take.
+
+    With --profile, SIGUSR2 records what the processes spend their time on, and then what they allocate, while they
+    work: cpu-TIME.prof and mem-TIME.prof. Needs the extra "profile".
     """
     from spool.cli.target import find_here
     from spool.supervisor import WorkerOptions, run_workers

@@ -25,6 +25,7 @@ from spool.errors import ConfigError, SpoolError
 from spool.executor.attempt import Run
 from spool.log import configure
 from spool.nursery import Frames, load_app, pack_frame, read_frame, send_frame
+from spool.supervisor import tracing
 from spool.supervisor.messages import (
     PULSE,
     Born,
@@ -42,6 +43,9 @@ from spool.supervisor.messages import (
     Reported,
     Stop,
     ToChild,
+    Trace,
+    Traced,
+    Untrace,
 )
 from spool.supervisor.options import Assignment
 from spool.worker import Worker
@@ -68,6 +72,8 @@ def work(sock: socket.socket) -> int:
     # A Ctrl-C reaches the whole group: what it means is the supervisor's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if options.profile is not None:
+        tracing.let_read(assignment.supervisor)
     app = load_app(options.app)
     # A batch of jobs is a thousand objects and more, all of which are gone when it is: looking for cycles among them
     # every 700 of them, the default, finds nothing and takes some 5 % of a busy worker's time.
@@ -183,6 +189,7 @@ class SupervisorLink:
         self._worker: Worker | None = None
         self._seen = time.monotonic()
         self._draining = self._dying = False
+        self._tracing = tracing.Tracing()
 
     def start(self, worker: Worker, ask_to_stop: Stopper, limits: Limits, *, go: bool) -> None:
         """Begin to listen. Without ``go``, work begins when the supervisor says so."""
@@ -271,6 +278,10 @@ class SupervisorLink:
                 self._post(self._stop, now)
             case Go():
                 self._post(self._told.set)
+            case Trace(base):
+                self._tell(Traced("", self._tracing.start(Path(base))))
+            case Untrace():
+                self._tell(Traced(*self._tracing.stop()))
 
     def _post(self, call: Stopper, *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

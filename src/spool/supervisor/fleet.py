@@ -40,9 +40,11 @@ from spool.supervisor.messages import (
     Registered,
     Reported,
     Stop,
+    Traced,
 )
 from spool.supervisor.options import Assignment, Role, WorkerOptions
-from spool.supervisor.undertaker import Dead, Undertaker
+from spool.supervisor.traces import MemoryTraces
+from spool.supervisor.undertaker import Undertaker, inquest
 from spool.worker.heartbeat import Heart, is_fatal
 
 logger = logging.getLogger("spool.supervisor")
@@ -83,6 +85,7 @@ class Fleet:
         self._broker: Broker | None = None
         self._heart: Heart | None = None
         self._undertaker: Undertaker | None = None
+        self.memory = MemoryTraces(self._lock, self._running)
         self._suspects: dict[str, int] = {}
         self._tried = 0.0
         self._outage = False
@@ -103,7 +106,7 @@ class Fleet:
     def pids(self) -> list[int]:
         """Process ids of the worker processes that run now (not of spares and helpers)."""
         with self._lock:
-            return [child.pid for child in self._children.values() if child.pid and child.role != "spare"]
+            return [child.pid for child in self._running()]
 
     def start(self, processes: int | None = None) -> None:
         """Start that many worker processes more; default ``options.processes``. Returns at once."""
@@ -169,6 +172,9 @@ class Fleet:
             self._thread.join()
         else:
             self._close()
+
+    def _running(self) -> list[Child]:
+        return [child for child in self._children.values() if child.pid and child.role != "spare"]
 
     def _poke(self) -> None:
         with contextlib.suppress(OSError):
@@ -241,7 +247,7 @@ class Fleet:
     def _start(self, role: Role) -> None:
         if self._nursery is None:
             return
-        number, sock = self._nursery.start(msgspec.to_builtins(Assignment(role, self.options)))
+        number, sock = self._nursery.start(msgspec.to_builtins(Assignment(role, self.options, os.getpid())))
         child = Child(number, sock, role)
         self._selector.register(sock, selectors.EVENT_READ, partial(self._hear, child))
         with self._lock:
@@ -327,6 +333,8 @@ class Fleet:
             case Condemned(late):
                 child.late = late
                 self._execute(child)
+            case Traced():
+                self.memory.note(child, message)
             case Fatal(error, reason):
                 child.fatal = True
                 self._fail(_error(error, reason))
@@ -362,6 +370,7 @@ class Fleet:
         with self._lock:
             del self._children[child.number]
             self._bereaved.add(child)
+            self._lock.notify_all()
         if child.family_gone:
             self._hand_back(child, code)
         else:  # else a job of its pool would run here and elsewhere
@@ -387,7 +396,7 @@ class Fleet:
         child.sock.close()
         # First to be buried, then no longer ours: nobody else may say what it died of.
         if self._undertaker is not None and child.lives:
-            self._undertaker.bury(_inquest(child, code))
+            self._undertaker.bury(inquest(child, code))
         with self._lock:
             self._bereaved.discard(child)
         for life in child.lives:
@@ -450,22 +459,6 @@ class Fleet:
             self._undertaker.close()
         if self._broker is not None:
             self._broker.close()
-
-
-def _inquest(child: Child, code: int) -> Dead:
-    """Find out what a child died of, and who is to blame."""
-    life, how = child.lives[-1], describe_exit(code)
-    detail = f"process {child.pid} {child.killed or f'ended with {how}'}"
-    if child.late is not None:
-        return Dead(life.incarnation, life.queues, "stopped", detail, late=child.late)
-    if code == 0 or child.fatal:
-        return Dead(life.incarnation, life.queues, "stopped", detail)
-    if child.killed in {"was stopped", "died with its parent"}:
-        return Dead(life.incarnation, life.queues, "lost", detail)
-    blamed = None
-    if child.role == "trial":
-        blamed = (child.on_trial.queue, child.on_trial.id) if child.on_trial else ("", "")
-    return Dead(life.incarnation, life.queues, "crashed", detail, blamed)
 
 
 def _error(kind: str, reason: str) -> SpoolError:

@@ -85,7 +85,14 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-FromChild = Born | Registered | Over | Reported | Kick | Pulse | Due | OnTrial | Draining | Condemned | Fatal
+class Traced(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `Trace` and to `Untrace`: an error, or, after the latter, the file's path."""
+
+    path: str
+    error: str
+
+
+FromChild = Born | Registered | Over | Reported | Kick | Pulse | Due | OnTrial | Draining | Condemned | Fatal | Traced
 
 # To the child; the first frame of all is its Assignment
 
@@ -100,7 +107,17 @@ class Go(msgspec.Struct, frozen=True, tag=True):
     """Begin to work: for a spare."""
 
 
-ToChild = Stop | Go | Heard
+class Trace(msgspec.Struct, frozen=True, tag=True):
+    """Record what you allocate, into a file of this path and a suffix."""
+
+    base: str
+
+
+class Untrace(msgspec.Struct, frozen=True, tag=True):
+    """End the recording."""
+
+
+ToChild = Stop | Go | Heard | Trace | Untrace
 
 PULSE: Final = 1.0
 """Seconds between two pulses, unless a tenth of the lease is less."""

@@ -44,6 +44,10 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Processes that wait, with the app imported, to take the place of one that ends."""
     unroutable_after: float | None = None
     """When jobs that are parked, since no worker knows their task, go to the dead letter queue; None: never."""
+    profile: str | None = None
+    """Where profiles go that are recorded on demand (`Profiler`); None: none are, and nobody may read the processes."""
+    profile_seconds: float = 30.0
+    """How long such a recording takes."""
     name: str = ""
     """Shown with what its jobs did; empty: ``host:pid``."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -65,6 +69,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"spare must be 0 to 1,000, not {self.spare}")
         if not 0.1 <= self.kill_after <= 3600:
             raise ConfigError(f"kill_after must be 0.1 to 3,600 seconds, not {self.kill_after}")
+        if not 0 < self.profile_seconds <= 3500:
+            raise ConfigError(f"profile_seconds must be more than 0 and at most 3,500, not {self.profile_seconds}")
         for name in ("max_jobs", "max_memory", "max_age"):
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
@@ -80,3 +86,5 @@ class Assignment(msgspec.Struct, frozen=True):
 
     role: Role
     options: WorkerOptions
+    supervisor: int = 0
+    """Its process id."""

@@ -13,8 +13,9 @@ import msgspec
 
 from spool.broker import Broker, Load, Reason, Retire, Settle, Settlement, Store
 from spool.errors import BrokerError, StoreCorrupt
+from spool.nursery import describe_exit
 from spool.report import WorkerRow, read_row
-from spool.supervisor.children import is_gone
+from spool.supervisor.children import Child, is_gone
 from spool.worker.heartbeat import Machine
 
 logger = logging.getLogger("spool.supervisor")
@@ -114,6 +115,22 @@ class Undertaker:
             cursor = loaded.cursor
             if not cursor:
                 return
+
+
+def inquest(child: Child, code: int) -> Dead:
+    """Find out what a child died of, and who is to blame."""
+    life, how = child.lives[-1], describe_exit(code)
+    detail = f"process {child.pid} {child.killed or f'ended with {how}'}"
+    if child.late is not None:
+        return Dead(life.incarnation, life.queues, "stopped", detail, late=child.late)
+    if code == 0 or child.fatal:
+        return Dead(life.incarnation, life.queues, "stopped", detail)
+    if child.killed in {"was stopped", "died with its parent"}:
+        return Dead(life.incarnation, life.queues, "lost", detail)
+    blamed = None
+    if child.role == "trial":
+        blamed = (child.on_trial.queue, child.on_trial.id) if child.on_trial else ("", "")
+    return Dead(life.incarnation, life.queues, "crashed", detail, blamed)
 
 
 def _by_settle(late: Sequence[tuple[str, int, Settlement]]) -> dict[tuple[str, int], list[Settlement]]:

@@ -23,7 +23,7 @@ from spool.bench.account import Books, Claims, Percentiles, Settles, account, pe
 from spool.bench.load import Load, Notes, Run, WatchedBroker, prepare, read_notes, read_starts
 from spool.bench.machine import cpu_seconds, machine, memory_of, versions
 from spool.bench.report import TARGETS, error_rate, summary, targets
-from spool.broker import Claim, Claimed, Died, Done, Settle, Settled
+from spool.broker import Claim, Claimed, Died, Done, Settle, Settled, Stats
 from spool.cli import main
 from spool.errors import BrokerUnavailable, ConfigError
 from spool.job import State
@@ -344,6 +344,38 @@ def test_the_error_rate_is_the_share_of_jobs_that_fail(share, url, temporary):
     assert error_rate(result) == pytest.approx(share, abs=0.0026)
     assert result.store["dead"] == result.dead
     assert result.store["enqueued"] == 400
+
+
+def test_a_worker_killed_in_mid_run_is_accounted_for(url, temporary):
+    """What it had done counts once, what it had begun runs elsewhere and is said to have run twice."""
+    killed: list[int] = []
+
+    def strike(stage, _ended):
+        for file in [] if killed or stage != "draining" else temporary.glob("spool-bench-*/*.starts"):
+            if file.stat().st_size > 5 * 16:  # the second round has begun, and is written down
+                killed.append(int(file.stem))
+                os.kill(killed[0], signal.SIGKILL)
+                return
+
+    result = run(Plan(jobs=40, workers=2, kind="io", work_ms=700, concurrency=5), url, strike).result
+    assert len(killed) == 1
+    assert result.complete
+    assert (result.jobs, result.done, result.failed, result.lost, result.unfinished) == (40, 40, 0, 0, 0)
+    assert result.store["done"] == 40
+    assert 1 <= result.duplicated <= 5
+    assert error_rate(result) == result.duplicated / 40
+
+
+def test_jobs_of_others_in_the_same_redis_count_nowhere(redis_url):
+    app = Spool(redis_url)
+
+    @app.task(queue="bench", name="bench.noop")
+    async def noop(data: str, number: int) -> None: ...
+
+    app.enqueue_many(noop.call("", number) for number in range(2000))
+    assert_sound(run(Plan(jobs=100, workers=1), redis_url), 100)
+    assert app.broker.call(Stats("bench")).totals["enqueued"] == 2000
+    app.close()
 
 
 def test_a_handler_that_takes_a_while_is_seen_in_the_latency(url, temporary):

@@ -8,7 +8,7 @@ import pytest
 
 from spool.bench import BenchResult, Plan, run
 from spool.bench.calibrate import Calibration, drift
-from spool.bench.compare import METRICS, Change, Comparison, change, fails
+from spool.bench.compare import METRICS, Change, Comparison, change, compare, fails
 from spool.cli import main
 from spool.errors import ConfigError
 
@@ -20,8 +20,8 @@ def noisy(dice: random.Random, middle: float, count: int, spread: float = 0.03) 
     return [middle * dice.lognormvariate(0, spread) for _ in range(count)]
 
 
-def verdicts(ratio: float, *, paired: bool, count: int = 10) -> list[str]:
-    dice = random.Random(7)
+def verdicts(ratio: float, *, paired: bool) -> list[str]:
+    dice, count = random.Random(7), 14 if paired else 10
     found = []
     for _ in range(200):
         weather = noisy(dice, 1.0, count, 0.2) if paired else [1.0] * count
@@ -43,6 +43,28 @@ def test_a_tenth_less_is_found(paired):
     found = verdicts(0.9, paired=paired)
     assert found.count("slower") > 180
     assert "faster" not in found
+
+
+def test_one_pair_that_the_machine_spoiled_does_not_count():
+    before, after = [1000.0 + each for each in range(10)], [1003.0 - each for each in range(10)]
+    assert change(THROUGHPUT, before, after, paired=True).verdict == "no difference"
+    assert change(THROUGHPUT, before, [500.0, *after[1:]], paired=True).verdict == "no difference"
+    assert change(THROUGHPUT, before, [500.0, 500.0, *after[2:]], paired=True).verdict == "cannot tell"
+
+
+def test_a_pair_of_which_one_side_was_not_measured_is_left_out(results):
+    before, after = (
+        msgspec.structs.replace(
+            each,
+            runs=[msgspec.structs.replace(run, worker_cpu_us=cpu) for run, cpu in zip(each.runs, cpus, strict=True)],
+        )
+        for each, cpus in zip(results, ([1.0, 2.0, 3.0], [10.0, None, 30.0]), strict=True)
+    )
+    found = {each.metric: each for each in compare(before, after, paired=True).changes}
+    assert found["throughput"].verdict == "slower"
+    assert (found["worker CPU"].before, found["worker CPU"].after) == (2.0, 20.0)
+    with pytest.raises(ConfigError, match="3 and 2"):
+        compare(before, msgspec.structs.replace(after, runs=after.runs[:2]), paired=True)
 
 
 def test_more_latency_is_slower():

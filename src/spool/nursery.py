@@ -35,7 +35,8 @@ import msgspec
 
 from spool.app import Spool
 from spool.broker import connect
-from spool.errors import ConfigError
+from spool.errors import ConfigError, TaskUnknown
+from spool.task import Task
 
 ORPHANED: Final = 0.4
 """Seconds that children get to end in order when their parent is gone."""
@@ -65,6 +66,29 @@ def load_app(target: str) -> Spool:
     if not isinstance(found, Spool):
         raise ConfigError(f"{target} is no Spool app but a {type(found).__name__}")
     return found
+
+
+def load_task(target: str) -> tuple[Spool | None, Task[..., Any]]:
+    """Return the task that ``module:task`` or ``module:app:task`` names, and its app if that can be told.
+
+    Raises `ConfigError` or `TaskUnknown` if there is none, and what the module raises.
+    """
+    module, _, rest = target.partition(":")
+    app_name, colon, name = rest.rpartition(":")
+    if not module or not name:
+        raise ConfigError(f"a task is named as module:task or module:app:task, not {target!r}")
+    if colon:
+        app = load_app(f"{module}:{app_name}")
+        if name not in app.tasks:
+            raise TaskUnknown(f"{module}:{app_name} has no task {name!r}; it has {', '.join(app.tasks) or 'none'}")
+        return app, app.tasks[name]
+    names = vars(load_module(module, target))
+    if not isinstance(names.get(name), Task):
+        what = f"no task {name!r} but a {type(names[name]).__name__}" if name in names else f"no attribute {name!r}"
+        raise ConfigError(f"module {module!r} has {what}; name one as module:task or module:app:task")
+    task: Task[..., Any] = names[name]
+    apps = [each for each in names.values() if isinstance(each, Spool) and task in each.tasks.values()]
+    return (apps[0] if apps else None), task
 
 
 def load_module(module: str, target: str) -> ModuleType:

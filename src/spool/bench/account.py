@@ -85,6 +85,8 @@ class JobRow(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: int | None = None
     outcome: str = "lost"
     starts: int = 0
+    returned: int = 0
+    """How often it was to be tried again, or handed back: so many starts beyond the first are no surprise."""
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -100,11 +102,13 @@ class Account(msgspec.Struct, frozen=True):
     unfinished: int
     """Still in the store when the run was stopped."""
     duplicated: int
-    """Jobs that were started more than once."""
+    """Jobs that were started more often than they were to be: more than once, and than once again for each retry."""
     extra_starts: int
-    """How many starts there were beyond the first of each job."""
+    """How many such starts there were."""
     refused: int
     """Outcomes that the broker refused."""
+    retried: int
+    """Attempts that failed, and were followed by another."""
     behind: Percentiles
     """From due to called."""
     start: Percentiles
@@ -120,11 +124,12 @@ class Account(msgspec.Struct, frozen=True):
 def account(books: Books) -> Account:
     """Close the books."""
     first_start, starts_of = _first_starts(books)
-    ended_at, endings, refused, first_claim, last_settle = _endings(books)
+    ends = _endings(books)
+    surprises = [max(0, count - 1 - ends.returned[number]) for number, count in enumerate(starts_of)]
     states = Counter[State]()
     lost = 0
     for number, id in enumerate(books.ids):
-        state = endings.get(number) or books.found.get(id)
+        state = ends.states.get(number) or books.found.get(id)
         if state is None:
             lost += 1
         else:
@@ -137,33 +142,35 @@ def account(books: Books) -> Account:
         dead=states[State.DEAD],
         lost=lost,
         unfinished=states.total() - terminal,
-        duplicated=sum(count > 1 for count in starts_of),
-        extra_starts=sum(count - 1 for count in starts_of if count > 1),
-        refused=refused,
+        duplicated=sum(count > 0 for count in surprises),
+        extra_starts=sum(surprises),
+        refused=ends.refused,
+        retried=ends.retried,
         behind=percentiles(_waits(books.called, books.due)),
         start=percentiles(_waits(first_start, books.due)),
         start_after_call=percentiles(_waits(first_start, books.called)),
-        completion=percentiles(_waits(ended_at, books.due)),
-        first_claim=first_claim,
-        last_settle=last_settle,
+        completion=percentiles(_waits(ends.at, books.due)),
+        first_claim=ends.first_claim,
+        last_settle=ends.last_settle,
     )
 
 
 def rows(books: Books) -> Iterator[JobRow]:
     """Yield the log from which all figures of an account can be had, in the order of the jobs' numbers."""
     first_start, starts_of = _first_starts(books)
-    ended_at, endings, *_ = _endings(books)
+    ends = _endings(books)
     for number, id in enumerate(books.ids):
-        state = endings.get(number) or books.found.get(id)
+        state = ends.states.get(number) or books.found.get(id)
         yield JobRow(
             number,
             id,
             books.due[number],
             books.called[number],
             first_start[number] or None,
-            ended_at[number] or None,
+            ends.at[number] or None,
             "lost" if state is None else str(state),
             starts_of[number],
+            ends.returned[number],
         )
 
 
@@ -180,29 +187,46 @@ def _first_starts(books: Books) -> tuple[list[int], list[int]]:
     return first, counts
 
 
-def _endings(books: Books) -> tuple[list[int], dict[int, State], int, int | None, int | None]:
+class _Ends:
+    """What the notes say about how jobs ended, by number."""
+
+    def __init__(self, count: int) -> None:
+        self.at = [0] * count
+        self.states: dict[int, State] = {}
+        self.returned = Counter[int]()
+        """How often an attempt ended with the job to be run again."""
+        self.refused = self.retried = 0
+        self.first_claim: int | None = None
+        self.last_settle: int | None = None
+
+
+def _endings(books: Books) -> _Ends:
     number_of = {id: number for number, id in enumerate(books.ids)}
-    ended_at = [0] * len(books.ids)
-    endings: dict[int, State] = {}
-    refused = 0
-    first_claim = last_settle = None
+    ends = _Ends(len(books.ids))
     for note in books.notes:
         if isinstance(note, Claims):
             if note.answered >= books.began:
-                first_claim = note.at if first_claim is None else min(first_claim, note.at)
+                ends.first_claim = note.at if ends.first_claim is None else min(ends.first_claim, note.at)
             continue
-        refused += note.refused
+        ends.refused += note.refused
         if note.done or note.other:
-            last_settle = note.at if last_settle is None else max(last_settle, note.at)
+            ends.last_settle = note.at if ends.last_settle is None else max(ends.last_settle, note.at)
         for id in note.done:
             if (number := number_of.get(id)) is not None:
-                endings[number] = State.DONE
-                ended_at[number] = note.at
+                ends.states[number] = State.DONE
+                ends.at[number] = note.at
         for id, outcome in note.other:
-            number = number_of.get(id)
-            if number is not None and outcome in ("Died", "Cancelled"):
-                endings[number] = State.DEAD if outcome == "Died" else State.CANCELLED
-    return ended_at, endings, refused, first_claim, last_settle
+            if (number := number_of.get(id)) is not None:
+                _note_other(ends, number, outcome)
+    return ends
+
+
+def _note_other(ends: _Ends, number: int, outcome: Outcome) -> None:
+    if outcome in ("Died", "Cancelled"):
+        ends.states[number] = State.DEAD if outcome == "Died" else State.CANCELLED
+    else:
+        ends.returned[number] += 1
+        ends.retried += outcome == "Retried"
 
 
 def _waits(at: Sequence[int], since: Sequence[int]) -> list[int]:

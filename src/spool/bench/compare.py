@@ -2,12 +2,13 @@
 
 A run is repeated (``--repeat``), and stores how fast the machine did two fixed loops meanwhile (its calibration). Of
 each metric the logarithms are compared, since changes are ratios: the difference of their means, with the interval in
-which it lies with 99 % confidence by Student's t, after Welch for separate runs and paired for those that were taken in
-turns. Separate runs are besides as far apart as their calibrations are, in either direction: a machine that drifts
-widens the interval, and so never makes a verdict.
+which it lies with 99 % confidence by Student's t, after Welch for separate runs, and after Yuen for pairs, which are
+runs taken in turns: of ten pairs the one with the largest change either way is left out, since on a shared machine it
+is now and then the machine's. Separate runs are besides as far apart as their calibrations are, in either direction: a
+machine that drifts widens the interval, and so never makes a verdict.
 
 Source: B. L. Welch, The generalization of "Student's" problem when several different population variances are involved,
-Biometrika 34 (1947).
+Biometrika 34 (1947). K. K. Yuen, The two-sample trimmed t for unequal population variances, Biometrika 61 (1974).
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ Verdict = Literal["faster", "slower", "no difference", "cannot tell"]
 CONFIDENCE: Final = 0.99
 ALIKE: Final = 0.07
 """What is no difference has its interval within as much on either side; a change of less than half is no verdict."""
+
+
+_TRIM: Final = 10
+"""One of so many pairs is left out at either end."""
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -85,8 +90,7 @@ def change(
     if not before or not after or min(*before, *after) <= 0:
         return found
     logs = [math.log(each) for each in before], [math.log(each) for each in after]
-    middle = statistics.mean(logs[1]) - statistics.mean(logs[0])
-    spread = _spread([b - a for a, b in zip(*logs, strict=True)]) if paired else _welch(*logs)
+    middle, spread = _trimmed([b - a for a, b in zip(*logs, strict=True)]) if paired else _welch(*logs)
     low, high = middle - spread - apart, middle + spread + apart
     return msgspec.structs.replace(
         found,
@@ -105,21 +109,29 @@ def _ratio(log: float) -> float | None:
     return None if math.isinf(log) else round(math.expm1(log), 5)
 
 
-def _spread(values: Sequence[float]) -> float:
-    """Return half the width of the interval in which the mean lies."""
-    if len(values) < 2:
-        return math.inf
-    return _t(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+def _trimmed(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean without the outermost tenth at either end, and half the width of its interval."""
+    count, cut = len(values), len(values) // _TRIM
+    kept = sorted(values)[cut : count - cut]
+    middle = statistics.mean(kept)
+    if count < 2:
+        return middle, math.inf
+    # What is left out counts as if it were the outermost that is kept.
+    pulled_in = [min(max(value, kept[0]), kept[-1]) for value in values]
+    error = statistics.stdev(pulled_in) * math.sqrt((count - 1) / (len(kept) * (len(kept) - 1)))
+    return middle, _t(len(kept) - 1) * error
 
 
-def _welch(before: Sequence[float], after: Sequence[float]) -> float:
+def _welch(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Return the difference of the means, and half the width of its interval."""
+    middle = statistics.mean(after) - statistics.mean(before)
     if min(len(before), len(after)) < 2:
-        return math.inf
+        return middle, math.inf
     parts = [statistics.variance(each) / len(each) for each in (before, after)]
     if not sum(parts):
-        return 0.0
+        return middle, 0.0
     weights = [part**2 / (len(each) - 1) for part, each in zip(parts, (before, after), strict=True)]
-    return _t(sum(parts) ** 2 / sum(weights)) * math.sqrt(sum(parts))
+    return middle, _t(sum(parts) ** 2 / sum(weights)) * math.sqrt(sum(parts))
 
 
 def _t(freedom: float) -> float:
@@ -152,15 +164,23 @@ def compare(before: BenchResult, after: BenchResult, *, paired: bool = False) ->
 
     Raises `ConfigError` for pairs that are none.
     """
+    if paired and len(before.runs) != len(after.runs):
+        raise ConfigError(f"pairs need as many runs of either side, not {len(before.runs)} and {len(after.runs)}")
     apart = None if paired else drift(before.calibrations, after.calibrations)
     # Nobody knows how far machines that were not looked at had drifted.
     log = 0.0 if paired else math.log(apart) if apart is not None else math.inf
     changes: list[Change] = []
     for metric in METRICS:
-        sides = [[value for run in each.runs if (value := metric.read(run)) is not None] for each in (before, after)]
-        if any(sides):
-            changes.append(change(metric, *sides, apart=log, paired=paired))
+        sides = [[metric.read(run) for run in each.runs] for each in (before, after)]
+        found = _whole_pairs(*sides) if paired else [[value for value in side if value is not None] for side in sides]
+        if any(found):
+            changes.append(change(metric, *found, apart=log, paired=paired))
     return Comparison(changes, differences(before, after), None if apart is None else round(apart - 1, 4))
+
+
+def _whole_pairs(before: Sequence[float | None], after: Sequence[float | None]) -> list[list[float]]:
+    whole = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    return [list(side) for side in zip(*whole, strict=True)] or [[], []]
 
 
 def differences(before: BenchResult, after: BenchResult) -> list[str]:

@@ -23,7 +23,8 @@ import msgspec
 
 from spool.app import Spool
 from spool.bench.account import Claims, Outcome, Settles
-from spool.bench.plan import Kind
+from spool.bench.plan import Kind, TaskCall
+from spool.bench.usertask import UserTask
 from spool.broker import Broker, Claim, Claimed, Done, Settle, Settled, Verb, connect
 from spool.job import LANES, Snapshot
 from spool.task import Task
@@ -45,6 +46,8 @@ class Notes:
     def __init__(self) -> None:
         self.starts = array("q")
         self.others: list[Claims | Settles] = []
+        self.named: list[tuple[str, int]] = []
+        """Starts of a user's task, which is told no number: ids and times."""
 
     def flush(self, directory: Path) -> None:
         # Handlers in threads may append meanwhile: take what is there by length, never by swapping.
@@ -52,30 +55,40 @@ class Notes:
         with (directory / f"{os.getpid()}.starts").open("ab") as file:
             self.starts[:count].tofile(file)
         del self.starts[:count]
+        if count := len(self.named):
+            with (directory / f"{os.getpid()}.named").open("ab") as file:
+                file.writelines(_encode_note(start) + b"\n" for start in self.named[:count])
+            del self.named[:count]
         count = len(self.others)
         with (directory / f"{os.getpid()}.notes").open("ab") as file:
             file.writelines(_encode_note(note) + b"\n" for note in self.others[:count])
         del self.others[:count]
 
 
-def read_starts(directory: Path) -> list[array[int]]:
-    """Return the starts that each process noted: number, time, number, time, and so on."""
+def read_starts(directory: Path, ids: Sequence[str] = ()) -> list[array[int]]:
+    """Return the starts that each process noted: number, time, number, time, and so on. ``ids`` by number."""
     found: list[array[int]] = []
     for path in sorted(directory.glob("*.starts")):
         starts = array("q")
         starts.frombytes(path.read_bytes()[: path.stat().st_size // 16 * 16])  # a killed process may leave half a pair
         found.append(starts)
+    number_of = {id: number for number, id in enumerate(ids)}
+    for path in sorted(directory.glob("*.named")):
+        named = _whole_lines(path, msgspec.json.Decoder(tuple[str, int]))
+        # What has no number is warm-up.
+        found.append(array("q", [each for id, at in named if id in number_of for each in (number_of[id], at)]))
     return found
 
 
 def read_notes(directory: Path) -> list[Claims | Settles]:
     """Return the claims and settles that all processes noted."""
-    decode = msgspec.json.Decoder(Claims | Settles).decode
-    found: list[Claims | Settles] = []
-    for path in sorted(directory.glob("*.notes")):
-        lines = path.read_bytes().splitlines(keepends=True)
-        found += [decode(line) for line in lines if line.endswith(b"\n")]
-    return found
+    decoder = msgspec.json.Decoder(Claims | Settles)
+    return [note for path in sorted(directory.glob("*.notes")) for note in _whole_lines(path, decoder)]
+
+
+def _whole_lines(path: Path, decoder: msgspec.json.Decoder[R]) -> list[R]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [decoder.decode(line) for line in lines if line.endswith(b"\n")]  # a killed process may leave half a line
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -91,6 +104,7 @@ class Run(msgspec.Struct, frozen=True):
 
     url: str
     load: Load
+    task: TaskCall | None = None
 
 
 if TYPE_CHECKING:
@@ -230,7 +244,11 @@ def __getattr__(name: str) -> Any:
 def _app(directory: Path) -> Spool:
     run = msgspec.json.decode((directory / "run.json").read_bytes(), type=Run)
     notes = Notes()
-    app, _ = make(WatchedBroker(connect(run.url), notes), run.load, notes)
+    broker = WatchedBroker(connect(run.url), notes)
+    if run.task is None:
+        app, _ = make(broker, run.load, notes)
+    else:
+        app = UserTask(run.task).carrier(broker, QUEUE, notes.named)
 
     @app.lifespan
     @asynccontextmanager

@@ -52,6 +52,18 @@ def _memory_of(pid: int) -> tuple[int, int, int] | None:
         return None
 
 
+def family(pids: Iterable[int]) -> list[int]:
+    """Return processes and all that descend from them, such as those of a worker's pool."""
+    found = list(pids)
+    for pid in found:
+        for children in (_PROC / str(pid)).glob("task/*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Return the CPU time that processes have used so far, user and system; 0 where the system does not tell."""
     ticks = 0

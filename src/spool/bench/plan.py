@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from spool.errors import ConfigError
 from spool.job import PRIORITIES, Priority
 
-Kind = Literal["noop", "cpu", "io", "mixed", "failing"]
+Kind = Literal["noop", "cpu", "io", "mixed", "failing", "task"]
 Arrivals = Literal["poisson", "even"]
+
+
+class TaskCall(msgspec.Struct, frozen=True):
+    """A call of a task of the user's: what each job of kind task is. Arguments as in JSON."""
+
+    target: str
+    """``module:task``, or ``module:app:task`` by its name in an app."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,10 +38,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 100
     """Jobs that one worker process runs at once."""
     payload: int = 1024
-    """Characters (ASCII, so bytes) of text given to each job."""
+    """Characters (ASCII, so bytes) of text given to each job; of kind task the bytes of its arguments."""
     kind: Kind = "noop"
     """noop returns at once; cpu computes in a thread; io sleeps on the event loop; of ten mixed jobs six are noop,
-    three io and one cpu; failing is noop, but for those that raise."""
+    three io and one cpu; failing is noop, but for those that raise; task is one of the user's own."""
+    task: TaskCall | None = None
+    """Of kind task, and no other: which one. It runs with the retries, timeout and so on that it is declared with."""
     work_ms: float = 0.0
     """How long a job of kind cpu or io is busy; of mixed jobs those of kind io, those of kind cpu a tenth of it."""
     failing: float = 0.05
@@ -63,6 +74,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"priority must be one of {', '.join(PRIORITIES)}, not {self.priority!r}")
         if not 0 <= self.failing <= 1:
             raise ConfigError(f"failing must be a share from 0 to 1, not {self.failing}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if (self.kind == "task") != (self.task is not None):
+            raise ConfigError("a plan has a task if its kind is task, and otherwise none")
         if self.warmup and self.prefill:
             raise ConfigError("warmup needs workers before the first job is enqueued: it does not go with prefill")
         if self.rate and (self.prefill or self.producers):

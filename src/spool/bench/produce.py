@@ -25,8 +25,9 @@ _SEED = 1
 
 if TYPE_CHECKING:
     from spool.bench.load import BenchTask
+    from spool.bench.usertask import Calls
 
-    Sender: TypeAlias = BenchTask | Configured[[str, int], dict[str, bool]]
+    Sender: TypeAlias = BenchTask | Configured[[str, int], dict[str, bool]] | Calls
 
 
 class Producer:

@@ -114,6 +114,7 @@ def _books(result: Measured) -> str:
         ("unfinished", result.unfinished),
         ("run twice", result.duplicated),
         ("outcomes refused", result.refused),
+        ("attempts tried again", result.retried),
     ):
         if count or name in ("failed", "lost", "run twice"):
             parts.append(f"{count:,} {name}")

@@ -45,6 +45,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     duplicated: int
     extra_starts: int
     refused: int
+    retried: int = 0
+    """Attempts that failed, and were followed by another."""
     store: dict[str, int]
     """The broker's own totals at the end, counted independently of the above."""
     seconds: float

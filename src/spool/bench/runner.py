@@ -8,23 +8,28 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Final, Literal
+from typing import IO, TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from spool import __version__
+from spool.app import Spool
 from spool.bench import load
 from spool.bench.account import Account, Books, account, rows
 from spool.bench.calibrate import Calibration, calibrate
-from spool.bench.machine import Memory, cpu_seconds, machine, memory_of, versions
+from spool.bench.machine import Memory, cpu_seconds, family, machine, memory_of, versions
 from spool.bench.plan import Plan
 from spool.bench.produce import Producer
 from spool.bench.result import BenchResult, Latency, Measured, Store
+from spool.bench.usertask import UserTask
 from spool.broker import Broker, Find, Get, Stats
 from spool.broker.scratch import scratch
 from spool.errors import BenchError
 from spool.job import State
 from spool.supervisor import Fleet, WorkerOptions
+
+if TYPE_CHECKING:
+    from spool.bench.produce import Sender
 
 Stage = Literal["starting workers", "warming up", "enqueueing", "draining", "stopping workers", "closing the books"]
 OnStage = Callable[[Stage, int], None]
@@ -80,6 +85,14 @@ def _ignore(_: Stage, __: int) -> None:
     pass
 
 
+def _senders(plan: Plan, store: str, work: load.Load) -> tuple[Spool, Sequence[Sender]]:
+    if plan.task is not None:
+        app, calls = UserTask(plan.task).sender(store, load.QUEUE, plan.priority)
+        return app, [calls]
+    app, tasks = load.make(store, work, load.Notes())
+    return app, tasks if plan.priority == "normal" else [task.options(priority=plan.priority) for task in tasks]
+
+
 class _Bench:
     """One run."""
 
@@ -87,17 +100,16 @@ class _Bench:
         self._plan, self._directory = plan, directory
         self._on_stage = on_stage or _ignore
         work = load.Load(plan.kind, plan.work_ms / 1000, plan.failing)
-        self.app, tasks = load.make(store, work, load.Notes())
-        senders = tasks if plan.priority == "normal" else [task.options(priority=plan.priority) for task in tasks]
+        self.app, senders = _senders(plan, store, work)
         self.url = self.app.broker.url
-        target = load.prepare(directory, load.Run(store, work))
+        target = load.prepare(directory, load.Run(store, work, plan.task))
         self._options = WorkerOptions(
             app=target,
             queues=(load.QUEUE,),
             concurrency=plan.concurrency,
             processes=plan.workers,
             grace=1.0,
-            log_level="error" if plan.kind == "failing" else "warning",  # which would tell of each failure
+            log_level="error" if plan.kind in ("failing", "task") else "warning",  # which would tell of each failure
         )
         self._producer = Producer(plan, self.app, senders)
         self._warm: dict[str, int] = {}
@@ -111,7 +123,7 @@ class _Bench:
         else:
             with self._fleet() as fleet:
                 self._warm_up()
-                before = cpu_seconds(fleet.pids)
+                before = cpu_seconds(family(fleet.pids))
                 self._produce()
                 memory, cpu = self._drain(fleet, before)
         return self._close_books(memory, cpu, raw)
@@ -160,7 +172,7 @@ class _Bench:
             if ended >= jobs or time.monotonic_ns() > self._producer.deadline:
                 break
             time.sleep(_POLL_SECONDS)
-        pids = fleet.pids
+        pids = family(fleet.pids)
         return memory_of(pids), cpu_seconds(pids) - cpu_before
 
     def _close_books(self, memory: Memory, cpu: float, raw: IO[bytes] | None) -> Measured:
@@ -170,7 +182,7 @@ class _Bench:
             ids=producer.ids,
             called=producer.called,
             due=producer.due,
-            starts=load.read_starts(self._directory),
+            starts=load.read_starts(self._directory, producer.ids if self._plan.task else ()),
             notes=load.read_notes(self._directory),
             found={},
             began=producer.began,
@@ -221,6 +233,7 @@ def _measured(
         unfinished=closed.unfinished,
         duplicated=closed.duplicated,
         extra_starts=closed.extra_starts,
+        retried=closed.retried,
         refused=closed.refused,
         store=totals,
         seconds=round(total, 6),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from spool import __version__
-from spool.cli import bench, chaos, dead, jobs, measure, profile, queues, run, scaling
+from spool.cli import ab, bench, chaos, comparison, dead, jobs, measure, profile, queues, run, scaling
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 
@@ -37,7 +37,8 @@ for _command in (
     chaos.chaos,
 ):
     spool.add_command(_command)
-bench.bench.add_command(scaling.scalability)
+for _command in (scaling.scalability, comparison.compare, ab.ab):
+    bench.bench.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

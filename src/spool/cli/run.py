@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -121,9 +120,9 @@ def enqueue(
 
     MODULE:TASK is a task, or MODULE:APP:TASK one by its name in an app.
     """
-    from spool.cli.target import find_here, load_task, typed, using
+    from spool.cli.target import find_here, load_task, parsed, typed, using
 
-    given = (_parsed("--args", args, list), _parsed("--kwargs", kwargs, dict))
+    given = (parsed("--args", args, list), parsed("--kwargs", kwargs, dict))
     find_here()
     app, found = load_task(task)
     positional, named = typed(found, *given)
@@ -180,14 +179,3 @@ def _worker_rows(broker: Broker) -> list[WorkerRow]:
         cursor = page.cursor
         if not cursor:
             return rows
-
-
-def _parsed(option: str, text: str, wanted: type) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"{option} is no JSON: {error}", click.get_current_context()) from error
-    if not isinstance(value, wanted):
-        kind = "an array" if wanted is list else "an object"
-        raise click.UsageError(f"{option} must be {kind}, not {text:.50}", click.get_current_context())
-    return value

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spool.cli.bench import WORK_MS, head, json_option, kind_option, staged, url_option, work_option
+from spool.cli.bench import head, staged
+from spool.cli.loads import WORK_MS, json_option, kind_option, url_option, work_option
 from spool.cli.output import print_table, write_result
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import traceback
 from collections.abc import Generator, Mapping, Sequence
@@ -17,8 +18,7 @@ from spool import nursery
 from spool.app import Spool
 from spool.broker import connect
 from spool.cli.output import printable
-from spool.errors import ConfigError, PayloadError, SpoolError, TaskUnknown
-from spool.nursery import load_app, load_module
+from spool.errors import ConfigError, PayloadError, SpoolError
 from spool.task import Task
 
 _OURS = frozenset((__file__, nursery.__file__, contextlib.__file__))
@@ -34,25 +34,21 @@ def find_here() -> None:
 
 
 def load_task(target: str) -> tuple[Spool | None, AnyTask]:
-    """Return the task that ``module:task`` or ``module:app:task`` names, and its app if that can be told."""
-    module, _, rest = target.partition(":")
-    app_name, colon, name = rest.rpartition(":")
-    if not module or not name:
-        raise ConfigError(f"a task is named as module:task or module:app:task, not {target!r}")
-    if colon:
-        with importing(module):
-            app = load_app(f"{module}:{app_name}")
-        if name not in app.tasks:
-            raise TaskUnknown(f"{module}:{app_name} has no task {name!r}; it has {', '.join(app.tasks) or 'none'}")
-        return app, app.tasks[name]
-    with importing(module):
-        names = vars(load_module(module, target))
-    if not isinstance(names.get(name), Task):
-        what = f"no task {name!r} but a {type(names[name]).__name__}" if name in names else f"no attribute {name!r}"
-        raise ConfigError(f"module {module!r} has {what}; name one as module:task or module:app:task")
-    task: AnyTask = names[name]
-    apps = [each for each in names.values() if isinstance(each, Spool) and task in each.tasks.values()]
-    return (apps[0] if apps else None), task
+    """As `spool.nursery.load_task`, and show where the user's own module failed."""
+    with importing(target.partition(":")[0]):
+        return nursery.load_task(target)
+
+
+def parsed(option: str, text: str, wanted: type) -> Any:
+    """Return what an option has as JSON: a list or a dict, as wanted. Raises `click.UsageError`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"{option} is no JSON: {error}", click.get_current_context()) from error
+    if not isinstance(value, wanted):
+        kind = "an array" if wanted is list else "an object"
+        raise click.UsageError(f"{option} must be {kind}, not {text:.50}", click.get_current_context())
+    return value
 
 
 @contextmanager

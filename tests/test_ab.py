@@ -1,0 +1,69 @@
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from spool.bench.ab import AbResult, interleave, side
+from spool.cli import main
+from spool.errors import BenchError, ConfigError
+
+HERE = str(Path(sys.executable).parent.parent)
+
+
+def test_sides_take_turns_after_a_pair_that_does_not_count(redis_url):
+    turns: list[tuple[str, int]] = []
+    found = interleave(
+        side("base", HERE, redis_url),
+        side("this", None, redis_url),
+        ["--prefill"],
+        jobs=50,
+        pairs=2,
+        most=2,
+        on_run=lambda name, pair: turns.append((name, pair)),
+    )
+    assert turns == [("base", 0), ("this", 0), ("base", 1), ("this", 1), ("this", 2), ("base", 2)]
+    for document in (found.base, found.this):
+        assert [run.done for run in document.runs] == [50, 50]
+        assert document.config.prefill
+    assert found.pairs == 2
+    assert found.headline.metric == "drain"
+    assert found.comparison.differences == []
+
+
+def test_a_run_is_as_long_as_asked_for(redis_url):
+    found = interleave(side("base", None, redis_url), side("this", None, redis_url), seconds=0.1, pairs=1, most=1)
+    jobs = found.base.config.jobs
+    assert jobs == found.this.config.jobs
+    assert jobs >= 100
+    assert jobs == int(float(f"{jobs:.1e}"))  # two digits
+
+
+def test_the_command(tmp_path, capsys, redis_url):
+    file = tmp_path / "ab.json"
+    options = ["--base-url", redis_url, "--jobs", "30", "--pairs", "2", "--max-pairs", "2", "--payload", "10"]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "ab", "--base-env", HERE, *options, "--json", str(file)])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "2 pairs of 30 jobs" in out
+    assert out.splitlines()[-1].startswith("drain: ")
+    found = msgspec.json.decode(file.read_bytes(), type=AbResult)
+    assert (found.sides[0].env, found.sides[1].env) == (HERE, None)
+    assert found.base.config.payload == found.this.config.payload == 10
+
+
+def test_a_side_that_fails_is_named(tmp_path):
+    with pytest.raises(BenchError, match="the base side failed with exit code 1") as failed:
+        interleave(side("base", None, "redis://127.0.0.1:1/0"), side("this"), jobs=10, pairs=2)
+    (note,) = failed.value.__notes__
+    assert "spool bench custom --jobs 10 --url redis://127.0.0.1:1/0" in note
+
+
+def test_a_path_that_is_no_environment(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="no virtual environment"):
+        side("base", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "ab", "--base-env", str(tmp_path)])
+    assert ended.value.code == 2
+    assert str(tmp_path) in capsys.readouterr().err

@@ -47,7 +47,8 @@ def _memory_of(pid: int) -> tuple[int, int, int] | None:
     try:
         status = _kilobytes((_PROC / str(pid) / "status").read_text())
         rollup = _kilobytes((_PROC / str(pid) / "smaps_rollup").read_text())
-        return rollup["Rss"], status["VmHWM"], rollup["Pss"]
+        # The kernel counts the former by the page, the latter in batches: it may lag behind.
+        return rollup["Rss"], max(status["VmHWM"], rollup["Rss"]), rollup["Pss"]
     except (OSError, KeyError):
         return None
 

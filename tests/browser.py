@@ -61,7 +61,9 @@ def fetch() -> None:
 
     CACHE.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE.parent) as folder:
-        quiet = {"cwd": folder, "stdout": subprocess.DEVNULL}
+        # Node trusts its own list of authorities alone, which a registry behind a company's proxy isn't signed by.
+        options = f"{os.environ.get('NODE_OPTIONS', '')} --use-system-ca"
+        quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "env": os.environ | {"NODE_OPTIONS": options}}
         assert npm(["pack", "--silent", PACKAGE], **quiet) == 0, f"npm could not fetch {PACKAGE}"
         (archive,) = Path(folder).glob("*.tgz")
         extract(archive, folder)

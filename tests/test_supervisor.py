@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from spool.nursery import send_frame
 from spool.supervisor import Fleet, WorkerOptions
 from spool.supervisor.children import Child, is_gone
 from spool.supervisor.messages import Condemned, OnTrial
+from spool.supervisor.undertaker import Undertaker
 from spool.worker.heartbeat import Machine
 from tests import shop
 from tests.contract.driver import job
@@ -259,6 +261,11 @@ def test_the_last_words_of_a_child_are_heard_when_its_end_was_told_first():
     theirs.close()
     assert list(child.last_words()) == said
     ours.close()
+
+
+def test_an_undertaker_leaves_no_thread_behind(broker):
+    Undertaker(broker, 10.0, lambda _: False).close()
+    assert not [each for each in threading.enumerate() if each.name in ("spool-undertaker", "spool-survey")]
 
 
 def test_a_process_that_nobody_has_waited_for_is_gone_all_the_same():

@@ -47,9 +47,11 @@ class Undertaker:
         self._lease = lease
         self._is_ours = is_ours
         self._work: queues.SimpleQueue[Callable[[], None] | None] = queues.SimpleQueue()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-undertaker", daemon=True)
+        self._surveyor = threading.Thread(target=self._survey_often, name="spool-survey", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._survey_often, name="spool-survey", daemon=True).start()
+        self._surveyor.start()
 
     def bury(self, dead: Dead) -> None:
         """Hand back what an incarnation held. From any thread; returns at once."""
@@ -57,8 +59,12 @@ class Undertaker:
 
     def close(self) -> None:
         """Finish what is under way, within a lease's time."""
+        self._closing.set()
+        end = time.monotonic() + self._lease
+        # First whoever gives work: what is put behind the end would not be done.
+        self._surveyor.join(self._lease)
         self._work.put(None)
-        self._thread.join(self._lease)
+        self._thread.join(max(0.0, end - time.monotonic()))
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
@@ -91,7 +97,8 @@ class Undertaker:
     def _survey_often(self) -> None:
         began = time.monotonic()
         for after in SURVEYS:
-            time.sleep(max(0.0, began + after - time.monotonic()))
+            if self._closing.wait(max(0.0, began + after - time.monotonic())):
+                return
             try:
                 self._survey(Machine())
             except BrokerError as error:

@@ -520,7 +520,8 @@ def changed(document: BenchResult, **fields: object) -> BenchResult:
 
 
 def test_targets(document):
-    good = changed(document, per_s=2500.0)
+    start = Percentiles(50, 1.0, 2.0, 49.9, 60.0)
+    good = changed(document, per_s=2500.0, latency_ms=msgspec.structs.replace(document.result.latency_ms, start=start))
     assert [line.metric for line in targets(good)] == ["throughput", "error rate", "p99 latency", "memory"]
     assert [line.met for line in targets(good)] == [True] * 4
 

@@ -697,6 +697,23 @@ async def test_only_a_silent_store_makes_a_worker_stop_its_jobs(app, wire, silen
     assert len(ends) == 1 + silent
 
 
+async def test_nothing_is_claimed_that_would_be_stopped_at_once(app, wire, monkeypatch):
+    @app.task
+    async def one() -> int:
+        return current_job().attempt
+
+    async with running(app, lease=2.0):
+        with monkeypatch.context() as patch:
+            patch.setattr(Line, "silence", lambda _: 1.7)
+            handle = await one.aenqueue()
+            claims, beats = len(wire.all(Claim)), len(wire.all(Beat))
+            await aeventually(lambda: len(wire.all(Beat)) > beats + 3)
+            assert len(wire.all(Claim)) <= claims + 1  # one may have been on its way
+            assert (await handle.ajob()).state is State.READY
+        assert await handle.aresult(5) == 1
+    assert (await stats(app)).totals == {"enqueued": 1, "done": 1}
+
+
 @pytest.mark.parametrize("by_call", [True, False])
 async def test_a_job_may_go_on_through_silence(app, wire, by_call):
     gate = asyncio.Event()

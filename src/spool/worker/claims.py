@@ -84,10 +84,17 @@ class Claims:
             and len(line.finished) < MAX_UNSETTLED
             and line.share.rests_until <= now
             and (line.hot or now - line.probed >= PROBE)
+            and not self._mute(line)
         ]
         for line in due:
             line.probed = now
         return due
+
+    def _mute(self, line: Line) -> bool:
+        """Whether what we claimed now would be stopped at once, since only beats do not get through."""
+        if self._life.is_silent(line):
+            line.muted, line.hot = True, False
+        return line.muted
 
     async def run_trial(self) -> None:
         """Run suspects: the next one when those before it have ended, or have done no harm for a while."""
@@ -96,7 +103,7 @@ class Claims:
             idle += 1
             for line in self._lines:
                 await self._slots.enough()
-                if runs := await self._claim(line, 1, 0):
+                if not self._mute(line) and (runs := await self._claim(line, 1, 0)):
                     idle = 0
                     await self._watch(runs)
             if idle:
@@ -175,8 +182,8 @@ class Claims:
             freed.add_done_callback(lambda _: self.nudge())
         self._waiter = asyncio.current_task()
         now = time.monotonic()
-        # What is left to others is not listened to either: the word is theirs.
-        queues = [line.name for line in self._lines if line.share.rests_until <= now]
+        # What is left to others, or to whom the store answers, is not listened to either: the word is theirs.
+        queues = [line.name for line in self._lines if line.share.rests_until <= now and not line.muted]
         try:
             if queues and (lanes := self._slots.lanes()):
                 await self._broker.await_work(queues, timeout, lanes)

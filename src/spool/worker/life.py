@@ -237,6 +237,10 @@ class Life:
         """Have the worker end when its jobs have."""
         self._worker.drain(reason)
 
+    def is_silent(self, line: Line) -> bool:
+        """Whether the store has been silent for so long that jobs are stopped."""
+        return line.silence() > SILENCE * self._worker.lease
+
     def has_lapsed(self, line: Line) -> bool:
         """Whether the lease has run out, as far as we know."""
         return line.silence() > self._worker.lease
@@ -297,6 +301,9 @@ class Life:
             run.reason = run.reason or orders.cancel[run.id]
             self.stop_runs([run], "cancelled")
         self._reconcile(line, heard)
+        if line.muted:
+            line.muted = False
+            self._claims.nudge()
         if line.name in self._unborn:
             self._unborn.discard(line.name)
             self._changed.set()
@@ -328,7 +335,7 @@ class Life:
     def _stop_if_silent(self) -> None:
         silence = SILENCE * self._worker.lease
         for line in self.lines:
-            if not line.running or line.silence() <= silence:
+            if not line.running or not self.is_silent(line):
                 continue
             runs = [run for run in line.held if not (run.ended or run.stop == "lost" or run.recipe.runs_on)]
             if runs:

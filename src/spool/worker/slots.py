@@ -145,6 +145,7 @@ class Line:
         "hot",
         "lease",
         "mismatches",
+        "muted",
         "name",
         "next_at",
         "probed",
@@ -176,6 +177,8 @@ class Line:
         # Beats
         self.lease = Lease(0)
         self.heard = -math.inf
+        self.muted = False
+        """Not asked for jobs, until the store answers a beat."""
         self.mismatches = 0
         self.reported: list[Run] = []
         self._slots = slots

@@ -45,6 +45,13 @@ def test_a_tenth_less_is_found(paired):
     assert "faster" not in found
 
 
+def test_less_than_a_tenth_is_found_where_it_is_known_well():
+    """5 % less, give or take nothing, is less, and 2 % are too little to be called anything."""
+    before = [1000.0 + each for each in range(-5, 5)]
+    assert change(THROUGHPUT, before, [950.0] * 10, paired=True).verdict == "slower"
+    assert change(THROUGHPUT, before, [980.0] * 10, paired=True).verdict == "no difference"
+
+
 def test_one_pair_that_the_machine_spoiled_does_not_count():
     before, after = [1000.0 + each for each in range(10)], [1003.0 - each for each in range(10)]
     assert change(THROUGHPUT, before, after, paired=True).verdict == "no difference"

@@ -141,12 +141,12 @@ def _t(freedom: float) -> float:
 
 
 def _verdict(metric: Metric, low: float, high: float) -> Verdict:
-    if math.log1p(-ALIKE) < low and high < math.log1p(ALIKE):
-        return "no difference"
     more = low + high > 0
-    if low <= 0 <= high or abs(low + high) < ALIKE:
-        return "cannot tell"
-    return "faster" if more == metric.more else "slower"
+    # First, or else a change that is known to be 5 % would be called none because it is less than 7 %.
+    if not low <= 0 <= high and abs(low + high) >= ALIKE:
+        return "faster" if more == metric.more else "slower"
+    alike = math.log1p(-ALIKE) < low and high < math.log1p(ALIKE)
+    return "no difference" if alike else "cannot tell"
 
 
 class Comparison(msgspec.Struct, frozen=True):

@@ -39,6 +39,15 @@ def test_a_run_is_as_long_as_asked_for(redis_url):
     assert jobs == int(float(f"{jobs:.1e}"))  # two digits
 
 
+def test_without_scipy_nothing_runs(monkeypatch, capsys):
+    for name in ("scipy", "scipy.special"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "ab", "--base-url", "redis://127.0.0.1:1/0", "--jobs", "1"])
+    assert ended.value.code == 2
+    assert "pip install 'spool-queue[bench]'" in capsys.readouterr().err
+
+
 def test_the_command(tmp_path, capsys, redis_url):
     file = tmp_path / "ab.json"
     options = ["--base-url", redis_url, "--jobs", "30", "--pairs", "2", "--max-pairs", "2", "--payload", "10"]

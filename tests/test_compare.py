@@ -1,6 +1,7 @@
 """`spool bench compare`: what is said of two results."""
 
 import random
+import sys
 from typing import Any
 
 import msgspec
@@ -170,6 +171,14 @@ def test_a_broken_limit_exits_with_1(compared):
     assert compared("--fail-if", "throughput<-5%")[::2] == (1, "broken: throughput<-5%\n")
     assert compared("--fail-if", "throughput<-50.5%")[0] == 0
     assert compared("--fail-if", "speed<5%")[0] == 2
+
+
+def test_without_scipy_it_is_said_at_once(compared, monkeypatch):
+    for name in ("scipy", "scipy.special"):
+        monkeypatch.setitem(sys.modules, name, None)
+    code, out, err = compared()
+    assert (code, out) == (2, "")
+    assert "pip install 'spool-queue[bench]'" in err
 
 
 def test_a_comparison_for_a_pull_request_and_for_programs(compared):

@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from spool.bench.compare import Change, Comparison, compare
+from spool.bench.compare import Change, Comparison, check_installed, compare
 from spool.bench.plan import Plan
 from spool.bench.result import BenchResult
 from spool.errors import BenchError, ConfigError
@@ -89,8 +89,12 @@ def interleave(
     """Run both sides in turns, at least ``pairs`` and at most ``most`` times (default: twice as often), and compare.
 
     ``options`` are those of ``spool bench custom``, but for its jobs: without ``jobs`` there are as many as take about
-    ``seconds``. Raises `BenchError` if a run fails: it names the side, and its note has the end of what that said.
+    ``seconds``.
+
+    Raises `ConfigError` without SciPy, before anything runs, and `BenchError` if a run fails: it names the side, and
+    its note has the end of what that said.
     """
+    check_installed()
     sides = base, this
 
     def measure(index: int, pair: int, count: int) -> BenchResult:

@@ -72,6 +72,14 @@ class Change(msgspec.Struct, frozen=True):
     verdict: Verdict = "cannot tell"
 
 
+def check_installed() -> None:
+    """Raise `ConfigError` if what intervals are computed with is not there: to be asked before hours of runs."""
+    try:
+        import scipy.special  # noqa: F401 - its import takes long, and only a comparison needs it
+    except ImportError as error:
+        raise ConfigError("a comparison needs SciPy: pip install 'spool-queue[bench]'") from error
+
+
 def change(
     metric: Metric, before: Sequence[float], after: Sequence[float], *, apart: float = 0.0, paired: bool = False
 ) -> Change:
@@ -135,7 +143,7 @@ def _welch(before: Sequence[float], after: Sequence[float]) -> tuple[float, floa
 
 
 def _t(freedom: float) -> float:
-    from scipy.special import stdtrit  # its import takes long, and only a comparison needs it
+    from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
@@ -162,8 +170,9 @@ class Comparison(msgspec.Struct, frozen=True):
 def compare(before: BenchResult, after: BenchResult, *, paired: bool = False) -> Comparison:
     """Compare two results; ``paired``: their repetitions were taken in turns, the first with the first.
 
-    Raises `ConfigError` for pairs that are none.
+    Raises `ConfigError` for pairs that are none, and without SciPy.
     """
+    check_installed()
     if paired and len(before.runs) != len(after.runs):
         raise ConfigError(f"pairs need as many runs of either side, not {len(before.runs)} and {len(after.runs)}")
     apart = None if paired else drift(before.calibrations, after.calibrations)

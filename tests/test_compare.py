@@ -9,7 +9,8 @@ import pytest
 
 from spool.bench import BenchResult, Plan, run
 from spool.bench.calibrate import Calibration, drift
-from spool.bench.compare import METRICS, Change, Comparison, change, compare, fails
+from spool.bench.compare import METRICS, Change, Comparison, change, compare
+from spool.bench.limit import limit
 from spool.cli import main
 from spool.errors import ConfigError
 
@@ -110,18 +111,27 @@ def test_drift_is_that_of_the_loop_which_drifted_more():
 
 
 @pytest.mark.parametrize(
-    ("limit", "broken"),
-    [("throughput<-5%", True), ("throughput < -18 %", True), ("throughput<-19%", False), ("throughput>5%", False)],
+    ("text", "held"),
+    [
+        ("throughput<-5%", "broken"),
+        ("throughput < -18 %", "broken"),
+        ("throughput<-19%", "cannot tell"),
+        ("throughput<-22%", "kept"),
+        ("throughput>5%", "kept"),
+        ("throughput>-20%", "cannot tell"),
+        ("throughput>-23%", "broken"),
+        ("memory>5%", "cannot tell"),
+    ],
 )
-def test_a_limit_is_broken_by_the_whole_interval(limit, broken):
+def test_a_limit_is_broken_or_kept_by_the_whole_interval(text, held):
     found = Comparison([Change("throughput", "/s", 100.0, 80.0, -0.2, -0.22, -0.181, "slower")], [], 0.0)
-    assert fails(limit, found) is broken
+    assert limit(text).judge(found) == held
 
 
-@pytest.mark.parametrize("limit", ["", "throughput", "speed<-5%", "throughput<-5", "throughput=5%"])
-def test_a_limit_that_is_none_is_refused(limit):
+@pytest.mark.parametrize("text", ["", "throughput", "speed<-5%", "throughput<-5", "throughput=5%"])
+def test_a_limit_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="is no limit"):
-        fails(limit, Comparison([], [], None))
+        limit(text)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +181,19 @@ def test_a_broken_limit_exits_with_1(compared):
     assert compared("--fail-if", "throughput<-5%")[::2] == (1, "broken: throughput<-5%\n")
     assert compared("--fail-if", "throughput<-50.5%")[0] == 0
     assert compared("--fail-if", "speed<5%")[0] == 2
+
+
+def test_a_limit_that_cannot_be_told_exits_with_3(compared, results, tmp_path):
+    for name, document in zip(("before", "after"), results, strict=True):
+        once = msgspec.structs.replace(document, runs=document.runs[:1])
+        (tmp_path / f"{name}.json").write_bytes(msgspec.json.encode(once))
+    code, _, err = compared("--fail-if", "throughput<-5%")
+    assert code == 3
+    assert err.startswith("cannot tell: throughput<-5%")
+    # A limit that is broken says more than one that cannot be told.
+    (tmp_path / "after.json").write_bytes(msgspec.json.encode(results[1]))
+    (tmp_path / "before.json").write_bytes(msgspec.json.encode(results[0]))
+    assert compared("--fail-if", "throughput<-5%", "--fail-if", "throughput<-50%")[0] == 1
 
 
 def test_without_scipy_it_is_said_at_once(compared, monkeypatch):

@@ -14,7 +14,6 @@ Biometrika 34 (1947). K. K. Yuen, The two-sample trimmed t for unequal populatio
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
@@ -204,26 +203,3 @@ def differences(before: BenchResult, after: BenchResult) -> list[str]:
             if one.get(name) != other.get(name) and (part, name) != ("broker", "url")
         ]
     return found
-
-
-_LIMIT: Final = re.compile(r"\s*([a-zA-Z][\w ]*?)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
-
-
-def fails(limit: str, found: Comparison) -> bool:
-    """Whether a limit such as ``throughput<-5%`` or ``start p99>10%`` is broken for certain: by the whole interval.
-
-    Raises `ConfigError` for one that is none.
-
-    >>> some = Change("throughput", "/s", 100.0, 80.0, -0.2, -0.22, -0.18, "slower")
-    >>> fails("throughput<-5%", Comparison([some], [], 0.0)), fails("throughput<-20%", Comparison([some], [], 0.0))
-    (True, False)
-    """
-    match = _LIMIT.fullmatch(limit)
-    names = [metric.name for metric in METRICS]
-    if match is None or match[1] not in names:
-        raise ConfigError(f"{limit!r} is no limit: METRIC<-5% or METRIC>5%, with a metric of {', '.join(names)}")
-    name, side, percent = match[1], match[2], float(match[3]) / 100
-    for each in found.changes:
-        if each.metric == name and each.low is not None and each.high is not None:
-            return each.high < percent if side == "<" else each.low > percent
-    return False

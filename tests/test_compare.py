@@ -1,5 +1,6 @@
 """`spool bench compare`: what is said of two results."""
 
+import math
 import random
 import sys
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from spool.bench import BenchResult, Plan, run
 from spool.bench.calibrate import Calibration, drift
-from spool.bench.compare import METRICS, Change, Comparison, change, compare
+from spool.bench.compare import CONFIDENCE, METRICS, Change, Comparison, change, compare
 from spool.bench.limit import limit
 from spool.cli import main
 from spool.errors import ConfigError
@@ -52,6 +53,28 @@ def test_less_than_a_tenth_is_found_where_it_is_known_well():
     before = [1000.0 + each for each in range(-5, 5)]
     assert change(THROUGHPUT, before, [950.0] * 10, paired=True).verdict == "slower"
     assert change(THROUGHPUT, before, [980.0] * 10, paired=True).verdict == "no difference"
+
+
+@pytest.mark.parametrize("weather", ["calm", "spikes", "walk"])
+def test_the_interval_of_pairs_has_what_is_true_as_often_as_it_says(weather):
+    """However often it is looked at: as `spool bench ab` does, until it is sure."""
+    dice, looks, tries = random.Random(11), (10, 20, 30), 400
+    missed = wrong = 0
+    for _ in range(tries):
+        state, sides = 0.0, ([], [])
+        while len(sides[0]) < looks[-1]:
+            for side in (0, 1) if len(sides[0]) % 2 == 0 else (1, 0):
+                state += dice.gauss(0, 0.025) if weather == "walk" else 0.0
+                spoiled = abs(dice.gauss(0, 0.4)) if weather == "spikes" and dice.random() < 0.07 else 0.0
+                sides[side].append(1000 * math.exp(state + dice.gauss(0, 0.05) - spoiled))
+            if len(sides[0]) in looks:
+                found = change(THROUGHPUT, *sides, paired=True, confidence=1 - (1 - CONFIDENCE) / len(looks))
+                if found.verdict != "cannot tell":
+                    break
+        missed += not found.low <= 0 <= found.high
+        wrong += found.verdict in ("faster", "slower")
+    assert missed <= 10  # 4 are to be expected of 400; with 99 % confidence in each of six looks it were 12
+    assert wrong <= missed
 
 
 def test_one_pair_that_the_machine_spoiled_does_not_count():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -29,8 +29,6 @@ Verdict = Literal["faster", "slower", "no difference", "cannot tell"]
 CONFIDENCE: Final = 0.99
 ALIKE: Final = 0.07
 """What is no difference has its interval within as much on either side; a change of less than half is no verdict."""
-
-
 _TRIM: Final = 10
 """One of so many pairs is left out at either end."""
 
@@ -80,7 +78,13 @@ def check_installed() -> None:
 
 
 def change(
-    metric: Metric, before: Sequence[float], after: Sequence[float], *, apart: float = 0.0, paired: bool = False
+    metric: Metric,
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    apart: float = 0.0,
+    paired: bool = False,
+    confidence: float = CONFIDENCE,
 ) -> Change:
     """Compare the repetitions of two runs. ``apart``: how far, as a logarithm, their calibrations are.
 
@@ -97,7 +101,8 @@ def change(
     if not before or not after or min(*before, *after) <= 0:
         return found
     logs = [math.log(each) for each in before], [math.log(each) for each in after]
-    middle, spread = _trimmed([b - a for a, b in zip(*logs, strict=True)]) if paired else _welch(*logs)
+    middle, error, freedom = _trimmed([b - a for a, b in zip(*logs, strict=True)]) if paired else _welch(*logs)
+    spread = _t(freedom, confidence) * error if freedom else math.inf
     low, high = middle - spread - apart, middle + spread + apart
     return msgspec.structs.replace(
         found,
@@ -116,35 +121,39 @@ def _ratio(log: float) -> float | None:
     return None if math.isinf(log) else round(math.expm1(log), 5)
 
 
-def _trimmed(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean without the outermost tenth at either end, and half the width of its interval."""
+_Estimate: TypeAlias = tuple[float, float, float]
+"""A middle, its standard error, and the error's degrees of freedom; 0 of them if there is too little to tell it."""
+
+
+def _trimmed(values: Sequence[float]) -> _Estimate:
+    """Return the mean without the outermost tenth at either end, after Yuen."""
     count, cut = len(values), len(values) // _TRIM
     kept = sorted(values)[cut : count - cut]
     middle = statistics.mean(kept)
     if count < 2:
-        return middle, math.inf
+        return middle, 0.0, 0.0
     # What is left out counts as if it were the outermost that is kept.
     pulled_in = [min(max(value, kept[0]), kept[-1]) for value in values]
     error = statistics.stdev(pulled_in) * math.sqrt((count - 1) / (len(kept) * (len(kept) - 1)))
-    return middle, _t(len(kept) - 1) * error
+    return middle, error, len(kept) - 1
 
 
-def _welch(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Return the difference of the means, and half the width of its interval."""
+def _welch(before: Sequence[float], after: Sequence[float]) -> _Estimate:
+    """Return the difference of the means."""
     middle = statistics.mean(after) - statistics.mean(before)
     if min(len(before), len(after)) < 2:
-        return middle, math.inf
+        return middle, 0.0, 0.0
     parts = [statistics.variance(each) / len(each) for each in (before, after)]
     if not sum(parts):
-        return middle, 0.0
+        return middle, 0.0, len(before) + len(after) - 2
     weights = [part**2 / (len(each) - 1) for part, each in zip(parts, (before, after), strict=True)]
-    return middle, _t(sum(parts) ** 2 / sum(weights)) * math.sqrt(sum(parts))
+    return middle, math.sqrt(sum(parts)), sum(parts) ** 2 / sum(weights)
 
 
-def _t(freedom: float) -> float:
+def _t(freedom: float, confidence: float) -> float:
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _verdict(metric: Metric, low: float, high: float) -> Verdict:
@@ -164,9 +173,13 @@ class Comparison(msgspec.Struct, frozen=True):
     """Of configuration, machine and versions: "payload: 1024, then 100". A verdict is about those as well."""
     drift: float | None
     """How far apart the calibrations are, as a ratio less 1; None where they were not taken."""
+    confidence: float = CONFIDENCE
+    """Of each interval."""
 
 
-def compare(before: BenchResult, after: BenchResult, *, paired: bool = False) -> Comparison:
+def compare(
+    before: BenchResult, after: BenchResult, *, paired: bool = False, confidence: float = CONFIDENCE
+) -> Comparison:
     """Compare two results; ``paired``: their repetitions were taken in turns, the first with the first.
 
     Raises `ConfigError` for pairs that are none, and without SciPy.
@@ -182,8 +195,9 @@ def compare(before: BenchResult, after: BenchResult, *, paired: bool = False) ->
         sides = [[metric.read(run) for run in each.runs] for each in (before, after)]
         found = _whole_pairs(*sides) if paired else [[value for value in side if value is not None] for side in sides]
         if any(found):
-            changes.append(change(metric, *found, apart=log, paired=paired))
-    return Comparison(changes, differences(before, after), None if apart is None else round(apart - 1, 4))
+            changes.append(change(metric, *found, apart=log, paired=paired, confidence=confidence))
+    drifted = None if apart is None else round(apart - 1, 4)
+    return Comparison(changes, differences(before, after), drifted, confidence)
 
 
 def _whole_pairs(before: Sequence[float | None], after: Sequence[float | None]) -> list[list[float]]:

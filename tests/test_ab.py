@@ -29,6 +29,7 @@ def test_sides_take_turns_after_a_pair_that_does_not_count(redis_url):
     for document in (found.base, found.this):
         assert [run.done for run in document.runs] == [50, 50]
         assert document.config.prefill
+        assert document.calibrations == []
     assert found.pairs == 2
     assert found.headline.metric == "drain"
     assert found.comparison.differences == []

@@ -25,6 +25,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from spool.bench.calibrate import UNCALIBRATED
 from spool.bench.compare import CONFIDENCE, Change, Comparison, check_installed, compare
 from spool.bench.limit import Limit
 from spool.bench.plan import Plan
@@ -155,7 +156,7 @@ def _joined(documents: Sequence[BenchResult]) -> BenchResult:
         documents[0],
         result=sorted(runs, key=lambda run: run.drain_per_s or 0.0)[len(runs) // 2],
         runs=runs,
-        calibrations=[each for document in documents for each in document.calibrations],
+        calibrations=[],  # an older Spool takes them all the same
     )
 
 
@@ -202,11 +203,12 @@ def _measure(side: Side, options: Sequence[str], jobs: int) -> BenchResult:
 
 def _environment(side: Side) -> dict[str, str]:
     """Return the environment of a side: another one must find its own Spool, and nothing of ours before it."""
+    common = dict(os.environ) | {UNCALIBRATED: "1"}  # a quarter of a run, and pairs need none
     if side.env is None:
-        return dict(os.environ)
+        return common
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP", "PYTHONSAFEPATH")
     # Else a directory called spool, where the command is given, would be taken for the one that is installed.
-    return {name: value for name, value in os.environ.items() if name not in ours} | {"PYTHONSAFEPATH": "1"}
+    return {name: value for name, value in common.items() if name not in ours} | {"PYTHONSAFEPATH": "1"}
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[int, str]:

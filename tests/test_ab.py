@@ -35,13 +35,11 @@ def test_sides_take_turns_after_a_pair_that_does_not_count(redis_url):
     assert found.comparison.differences == []
 
 
-@pytest.mark.parametrize("on_redis", [False, True], ids=["sqlite", "redis"])
-def test_a_run_is_as_long_as_asked_for(on_redis, request):
-    url = request.getfixturevalue("redis_url") if on_redis else None
+def test_a_run_is_as_long_as_asked_for(redis_url):
     turns: list[tuple[str, int]] = []
     found = interleave(
-        side("base", None, url),
-        side("this", None, url),
+        side("base", None, redis_url),
+        side("this", None, redis_url),
         ["--kind", "io", "--work-ms", "50", "--concurrency", "20"],  # 400 jobs/s, at least nearly, on any machine
         seconds=0.3,
         pairs=1,

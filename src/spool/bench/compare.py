@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -71,10 +72,8 @@ class Change(msgspec.Struct, frozen=True):
 
 def check_installed() -> None:
     """Raise `ConfigError` if what intervals are computed with is not there: to be asked before hours of runs."""
-    try:
-        import scipy.special  # noqa: F401 - its import takes long, and only a comparison needs it
-    except ImportError as error:
-        raise ConfigError("a comparison needs SciPy: pip install 'spool-queue[bench]'") from error
+    if find_spec("scipy") is None:
+        raise ConfigError("a comparison needs SciPy: pip install 'spool-queue[bench]'")
 
 
 def change(
@@ -151,7 +150,7 @@ def _welch(before: Sequence[float], after: Sequence[float]) -> _Estimate:
 
 
 def _t(freedom: float, confidence: float) -> float:
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # its import takes long, and only a comparison needs it
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
 

@@ -53,8 +53,13 @@ def test_a_run_is_as_long_as_asked_for(redis_url):
     assert turns == [("base", 0), ("this", 0), ("base", 1), ("this", 1)]
 
 
-def test_runs_that_do_not_count_grow_until_they_are_long_enough():
-    one, counts = run(Plan(jobs=1, workers=1)), list[int]()
+@pytest.fixture(scope="module")
+def one() -> BenchResult:
+    return run(Plan(jobs=1, workers=1))
+
+
+def test_runs_that_do_not_count_grow_until_they_are_long_enough(one):
+    counts: list[int] = []
 
     def warm_up(count: int) -> list[BenchResult]:
         """As a side that takes 20 ms for start and end, and 10 µs for each job, and one that is half as fast."""
@@ -71,8 +76,7 @@ def test_runs_that_do_not_count_grow_until_they_are_long_enough():
     assert len(counts) == 3
 
 
-def test_a_limit_that_cannot_be_told_is_open():
-    one = run(Plan(jobs=1, workers=1))
+def test_a_limit_that_cannot_be_told_is_open(one):
     drain = Change("drain", "/s", 1.0, 1.0, 0.0, -0.06, 0.06, "no difference")
     sides = side("base"), side("this")
     found = AbResult(sides=sides, pairs=2, headline=drain, comparison=Comparison([drain], [], None), base=one, this=one)

@@ -299,13 +299,15 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="where to note each try, and to go on from")
     arguments = parser.parse_args()
     began, log = time.monotonic(), Log(arguments.log)
+    known = len(log.lines)
     with tempfile.TemporaryDirectory(prefix="spool-truth-") as directory:
         truth = Truth(Path(directory), log, arguments.url, arguments.pairs, arguments.seconds)
         for number in range(1, arguments.tries + 1):
             truth.try_ab("ab, itself", truth.other, number)
             truth.try_ab("ab, slower", truth.slow, number)
             truth.try_apart(number)
-    print(f"took {(time.monotonic() - began) / 60:.1f} minutes")
+    before = sum(line.took for line in log.lines[:known] if isinstance(line, Try))
+    print(f"took {(time.monotonic() - began) / 60:.1f} minutes, and tries of earlier calls {before / 60:.1f}")
     setup = log.setup
     return int(setup is None or not report(log, setup))
 

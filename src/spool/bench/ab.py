@@ -4,16 +4,18 @@ The sides take turns as A B, B A, A B, and so on, each run in processes of its o
 pair are neighbours in time, and so have the same weather; and since the order within pairs alternates, neither what a
 first run leaves behind nor a machine that steadily becomes slower favours a side.
 
-A first pair does not count: it warms caches up, compiles what was just installed, and says how many jobs a run of the
-wanted length has. When as many pairs as asked for leave the headline open, more follow, two at a time, up to a limit.
+Pairs come first that do not count: they warm caches up, compile what was just installed, and find how many jobs it
+takes for a run of either side to last. Then come as many pairs as asked for. If these leave the headline open, or a
+limit, as many follow again, up to a bound. Who looks more often is wrong more often: so of the one percent by which the
+interval may miss, each look gets its share (Bonferroni), and all looks together are right with 99 % confidence.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,21 +25,27 @@ from typing import Final, Literal
 
 import msgspec
 
-from spool.bench.compare import Change, Comparison, compare
+from spool.bench.calibrate import UNCALIBRATED
+from spool.bench.compare import CONFIDENCE, Change, Comparison, check_installed, compare
+from spool.bench.limit import Limit
 from spool.bench.plan import Plan
 from spool.bench.result import BenchResult
 from spool.errors import BenchError, ConfigError
 
 SECONDS: Final = 1.0
-"""How long a run takes by default."""
-_FIRST_JOBS: Final = 1000
+"""How long the drain of a run takes by default, on the side where it takes less."""
+LOOKS: Final = 3
+"""By default there are so many times the pairs asked for at most."""
+_FIRST_JOBS: Final = 200
 _MOST_JOBS: Final = 500_000
+_WARM_UPS: Final = 4
+_LONG_ENOUGH: Final = 0.8
 _TAIL_LINES: Final = 15
 _STOP_SECONDS: Final = 30.0
 
 Name = Literal["base", "this"]
 OnRun = Callable[[Name, int], None]
-"""Told whose run begins, and of which pair, from 1; 0 is the one that does not count."""
+"""Told whose run begins, and of which pair, from 1; 0 is one that does not count."""
 
 
 class Side(msgspec.Struct, frozen=True):
@@ -84,37 +92,54 @@ def interleave(
     seconds: float = SECONDS,
     pairs: int = 10,
     most: int | None = None,
+    limits: Sequence[Limit] = (),
     on_run: OnRun = lambda _, __: None,
 ) -> AbResult:
-    """Run both sides in turns, at least ``pairs`` and at most ``most`` times (default: twice as often), and compare.
+    """Run both sides in turns, ``pairs`` times, and compare; again and again while the headline or a limit is open.
 
-    ``options`` are those of ``spool bench custom``, but for its jobs: without ``jobs`` there are as many as take about
-    ``seconds``. Raises `BenchError` if a run fails: it names the side, and its note has the end of what that said.
+    There are ``most`` pairs at most, by default three times ``pairs``. ``options`` are those of ``spool bench custom``,
+    but for its jobs: without ``jobs`` there are as many as the faster side drains in about ``seconds``.
+
+    Raises `ConfigError` without SciPy, before anything runs, and `BenchError` if a run fails: it names the side, and
+    its note has the end of what that said.
     """
+    check_installed()
     sides = base, this
+    most = max(pairs, LOOKS * pairs if most is None else most)
+    confidence = 1 - (1 - CONFIDENCE) / math.ceil(most / pairs)
 
     def measure(index: int, pair: int, count: int) -> BenchResult:
         on_run(sides[index].name, pair)
         return _measure(sides[index], options, count)
 
-    warm = [measure(index, 0, jobs or _FIRST_JOBS) for index in (0, 1)]
-    count = jobs or _jobs_for(seconds, warm)
+    def warm_up(count: int) -> list[BenchResult]:
+        return [measure(index, 0, count) for index in (0, 1)]
+
+    if jobs is None:
+        count = jobs_for(seconds, warm_up)
+    else:
+        warm_up(count := jobs)
     found: tuple[list[BenchResult], list[BenchResult]] = [], []
-    most = max(pairs, 2 * pairs if most is None else most)
     while True:
-        pair = len(found[0]) + 1
-        for index in (0, 1) if pair % 2 else (1, 0):
-            found[index].append(measure(index, pair, count))
-        if pair < pairs or (pair < most and (pair - pairs) % 2):
-            continue
-        result = _judge(sides, *found)
-        if pair >= most or result.headline.verdict != "cannot tell":
+        for pair in range(len(found[0]) + 1, min(len(found[0]) + pairs, most) + 1):
+            for index in (0, 1) if pair % 2 else (1, 0):
+                found[index].append(measure(index, pair, count))
+        result = _judge(sides, *found, confidence)
+        if len(found[0]) >= most or not is_open(result, limits):
             return result
 
 
-def _judge(sides: tuple[Side, Side], base: Sequence[BenchResult], this: Sequence[BenchResult]) -> AbResult:
+def is_open(result: AbResult, limits: Sequence[Limit]) -> bool:
+    """Whether the headline, or one of the limits, cannot be told yet."""
+    verdicts = [result.headline.verdict, *(each.judge(result.comparison) for each in limits)]
+    return "cannot tell" in verdicts
+
+
+def _judge(
+    sides: tuple[Side, Side], base: Sequence[BenchResult], this: Sequence[BenchResult], confidence: float
+) -> AbResult:
     before, after = _joined(base), _joined(this)
-    comparison = compare(before, after, paired=True)
+    comparison = compare(before, after, paired=True, confidence=confidence)
     name = headline(before.config)
     change = next((each for each in comparison.changes if each.metric == name), Change(name, "", None, None))
     return AbResult(sides=sides, pairs=len(base), headline=change, comparison=comparison, base=before, this=after)
@@ -131,17 +156,27 @@ def _joined(documents: Sequence[BenchResult]) -> BenchResult:
         documents[0],
         result=sorted(runs, key=lambda run: run.drain_per_s or 0.0)[len(runs) // 2],
         runs=runs,
-        calibrations=[each for document in documents for each in document.calibrations],
+        calibrations=[],  # an older Spool takes them all the same
     )
 
 
-def _jobs_for(seconds: float, warm: Sequence[BenchResult]) -> int:
-    """Return how many jobs take so long, by a first run of each side; two digits, so that it looks like a choice."""
-    rates = [rate for each in warm if (rate := each.config.rate or each.result.drain_per_s)]
-    if not rates:
-        return _FIRST_JOBS
-    wanted = min(_MOST_JOBS, max(100.0, statistics.mean(rates) * seconds))
-    return int(float(f"{wanted:.1e}"))
+def jobs_for(seconds: float, warm_up: Callable[[int], Sequence[BenchResult]]) -> int:
+    """Return how many jobs take either side so long, by as few runs as it takes to know.
+
+    A short run is mostly start and end, which says little of how many jobs a longer one has time for.
+    """
+    count = _FIRST_JOBS
+    for _ in range(_WARM_UPS):
+        warm = warm_up(count)
+        taken = [each.result.enqueue_seconds if each.config.rate else each.result.drain_seconds for each in warm]
+        rates = [rate for each in warm if (rate := each.config.rate or each.result.drain_per_s)]
+        enough = count >= _MOST_JOBS or min(taken) >= _LONG_ENOUGH * seconds
+        if rates:
+            wanted = min(_MOST_JOBS, max(100.0, max(rates) * seconds))
+            count = int(float(f"{wanted:.1e}"))  # two digits, so that it looks like a choice
+        if enough:
+            break
+    return count
 
 
 # One run
@@ -168,11 +203,12 @@ def _measure(side: Side, options: Sequence[str], jobs: int) -> BenchResult:
 
 def _environment(side: Side) -> dict[str, str]:
     """Return the environment of a side: another one must find its own Spool, and nothing of ours before it."""
+    common = dict(os.environ) | {UNCALIBRATED: "1"}  # a quarter of a run, and pairs need none
     if side.env is None:
-        return dict(os.environ)
+        return common
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP", "PYTHONSAFEPATH")
     # Else a directory called spool, where the command is given, would be taken for the one that is installed.
-    return {name: value for name, value in os.environ.items() if name not in ours} | {"PYTHONSAFEPATH": "1"}
+    return {name: value for name, value in common.items() if name not in ours} | {"PYTHONSAFEPATH": "1"}
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[int, str]:

@@ -64,9 +64,9 @@ def run(
             bench = _Bench(plan, store, Path(directory), on_stage)
             where = where or bench.url
             try:
-                calibrations.append(calibrate(bench.app.broker))
+                calibrations += calibrate(bench.app.broker)
                 runs.append(bench.run(raw))
-                calibrations.append(calibrate(bench.app.broker))
+                calibrations += calibrate(bench.app.broker)
             finally:
                 bench.app.close()
     return BenchResult(

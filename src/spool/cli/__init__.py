@@ -42,7 +42,10 @@ for _command in (scaling.scalability, comparison.compare, ab.ab):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 is done, 1 the broker or the job said no, 2 wrong usage, 130 interrupted."""
+    """Run the command and exit.
+
+    0 is done, 1 the broker or the job said no, 2 wrong usage, 3 a comparison cannot tell, 130 interrupted.
+    """
     sys.exit(_run(arguments))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,24 @@ from spool.errors import ConfigError
 if TYPE_CHECKING:
     from spool.bench import BenchResult
     from spool.bench.compare import Change, Comparison
+    from spool.bench.limit import Limit
+
+_BROKEN, _CANNOT_TELL = 1, 3
+
+
+def _parsed(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> list[Limit]:
+    from spool.bench.limit import limit
+
+    return [limit(text) for text in texts]
+
 
 limits_option = click.option(
-    "--fail-if", "limits", multiple=True, metavar="LIMIT", help='Exit with 1 if it is so: "throughput<-5%".'
+    "--fail-if",
+    "limits",
+    multiple=True,
+    metavar="LIMIT",
+    callback=_parsed,
+    help='Exit with 1 if it is so, with 3 if that cannot be told: "throughput<-5%".',
 )
 markdown_option = click.option("--markdown", is_flag=True, help="Print a table for a pull request.")
 
@@ -26,31 +42,38 @@ markdown_option = click.option("--markdown", is_flag=True, help="Print a table f
 @limits_option
 @markdown_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(*, before: Path, after: tuple[Path, ...], limits: tuple[str, ...], markdown: bool, as_json: bool) -> int:
-    """Compare results that --json wrote, each with the first.
+def compare(*, before: Path, after: tuple[Path, ...], limits: list[Limit], markdown: bool, as_json: bool) -> int:
+    """Compare results that --json wrote, each with the first (extra spool-queue[bench]).
 
     A verdict needs repetitions (--repeat) of both. The interval is where the change lies with 99 % confidence,
     widened by how far the machine itself drifted in between; a change that is not outside of it is none.
+
+    A limit (--fail-if) is broken, or kept, by the whole interval; else it cannot be told, and the exit code is 3.
     """
     from spool.bench.compare import compare as compared
-    from spool.bench.compare import fails
 
     first = _read(before)
     found = [(path, compared(first, _read(path))) for path in after]
-    broken = [limit for _, each in found for limit in limits if fails(limit, each)]
     if as_json:
         print_json([{"after": str(path), "comparison": each} for path, each in found])
     else:
         for path, each in found:
             show(f"{before} → {path}", each, markdown=markdown)
-    return judge(broken)
+    return judge(limits, [each for _, each in found])
 
 
-def judge(broken: list[str]) -> int:
-    """Name the limits that are broken, and return the exit code."""
-    for limit in dict.fromkeys(broken):
-        click.echo(f"broken: {limit}", err=True)
-    return int(bool(broken))
+def judge(limits: Sequence[Limit], found: Sequence[Comparison]) -> int:
+    """Name the limits that are broken or cannot be told, and return the exit code: 0 says that all are kept."""
+    code = 0
+    for limit in limits:
+        verdicts = {limit.judge(each) for each in found}
+        if "broken" in verdicts:
+            click.echo(f"broken: {limit.text}", err=True)
+            code = _BROKEN
+        elif "cannot tell" in verdicts:
+            click.echo(f"cannot tell: {limit.text} (more repetitions, or a quieter machine, may)", err=True)
+            code = code or _CANNOT_TELL
+    return code
 
 
 def _read(path: Path) -> BenchResult:

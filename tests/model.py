@@ -125,6 +125,8 @@ class ModelBroker:
                 self._changed.notify_all()
 
     async def acall(self, verb: Any) -> Any:
+        if isinstance(verb, Claim) and verb.wait:
+            await self.await_work([verb.queue], verb.wait, verb.lanes)
         return self.call(verb)
 
     def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:

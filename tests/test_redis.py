@@ -54,6 +54,7 @@ from spool.job import (
     new_id,
 )
 from tests.contract.driver import Driver, job
+from tests.eventually import aeventually
 from tests.model_state import Clock
 from tests.redis_server import RedisServer
 from tests.tallies import write_tally
@@ -699,3 +700,15 @@ class TestManyAtOnce:
             list(pool.map(work, [f"w{n}" for n in range(6)]))
         assert len(taken) == len(set(taken)) == 2000
         assert broker.call(Stats("q")).totals["done"] == 2000
+
+
+async def test_a_claim_that_waits_goes_on_when_the_server_has_forgotten_the_scripts(redis_url):
+    broker = connect(redis_url)
+    async with aclosing(broker):
+        await broker.acall(Beat("q", [Heartbeat("w", 10_000, ("t",))]))
+        claim = asyncio.create_task(broker.acall(Claim("q", "w", 1, (1, 0), wait=10)))
+        with redis.Redis.from_url(redis_url) as client:
+            await aeventually(lambda: client.info("clients")["blocked_clients"])
+            client.script_flush()
+        await broker.acall(Enqueue("q", [job("a")]))
+        assert [id for id, _ in (await claim).jobs] == ["a"]

@@ -74,6 +74,8 @@ class Wire:
 
     async def acall(self, verb: Verb[Any]) -> Any:
         self.sent.append(verb)
+        if isinstance(verb, Claim) and verb.wait:
+            self.listened.append(verb.lanes)
         self.before(verb)
         return self.after(verb, await self._broker.acall(verb))
 
@@ -605,23 +607,29 @@ async def test_running_jobs_go_on_through_an_outage_and_are_settled_after_it(app
     assert (await stats(app)).totals == {"enqueued": 1, "done": 1}
 
 
-async def test_a_nudge_while_the_store_is_down_does_not_end_the_claims(app, wire, monkeypatch):
+@pytest.mark.parametrize("queues", [["default"], ["default", "other"]], ids=["claim", "await_work"])
+async def test_a_nudge_while_the_store_is_down_does_not_end_the_claims(app, wire, monkeypatch, queues):
     @app.task
     async def one() -> int:
         return 1
 
-    async with running(app) as worker:
+    async with running(app, *queues) as worker:
         failed = asyncio.Event()
+
+        def fail_once() -> None:
+            if not failed.is_set():
+                failed.set()
+                asyncio.get_running_loop().call_soon(worker._life.wake)  # comes in the pause after this
+                raise BrokerUnavailable("down")
+
         wait = wire.await_work
 
-        async def fail_once(queues: Sequence[str], timeout: float, lanes: Sequence[int]) -> None:
-            if failed.is_set():
-                return await wait(queues, timeout, lanes)
-            failed.set()
-            asyncio.get_running_loop().call_soon(worker._life.wake)  # comes in the pause after this
-            raise BrokerUnavailable("down")
+        async def fail_wait(*arguments: Any) -> None:
+            fail_once()
+            await wait(*arguments)
 
-        monkeypatch.setattr(wire, "await_work", fail_once)
+        monkeypatch.setattr(wire, "await_work", fail_wait)
+        wire.before = lambda verb: fail_once() if isinstance(verb, Claim) and verb.wait else None
         await one.aenqueue()
         await asyncio.wait_for(failed.wait(), 5)
         assert await (await one.aenqueue()).aresult(5) == 1

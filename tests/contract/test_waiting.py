@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from spool.broker import Cancel, Delete, Pause, Replay, Resume
+from spool.broker import Cancel, Claim, Delete, Pause, Replay, Resume
+from spool.errors import LeaseLost
 from spool.job import LANES, MAIN, PROCESS, State
 from tests.contract.driver import job, jobs
 
@@ -243,6 +244,80 @@ async def test_what_comes_due_is_told_to_who_can_take_it(q, broker, drained, clo
         await drained()
         clock.advance(100)
         assert await wait_while(broker, lambda: q.take("full", 0, 1), lanes=[MAIN]) < PROMPT
+
+
+def claiming(broker, wait, *, slots=(10, 0), seq=1):
+    return asyncio.create_task(broker.acall(Claim("q", "idle", seq, slots, wait=wait)))
+
+
+async def test_a_claim_that_waits_takes_what_comes(q, broker, drained):
+    async with contextlib.aclosing(broker):
+        q.beat("idle")
+        await drained()
+        claim = claiming(broker, 10)
+        await asyncio.sleep(0.03)
+        assert not claim.done()
+        begin = time.monotonic()
+        q.enqueue("d", "e")
+        assert [id for id, _ in (await claim).jobs] in (["d", "e"], ["d"])  # "w" lives as well: a fair share
+        assert time.monotonic() - begin < PROMPT
+
+
+async def test_a_claim_that_waits_in_vain_takes_nothing(q, broker, drained):
+    async with contextlib.aclosing(broker):
+        q.beat("idle")
+        await drained()
+        begin = time.monotonic()
+        assert (await claiming(broker, 0.1)).jobs == []
+        assert 0.09 < time.monotonic() - begin < 5
+
+
+async def test_a_claim_that_waits_is_carried_out_at_its_end_without_word(q, broker, drained, clock):
+    async with contextlib.aclosing(broker):
+        q.beat("idle")
+        q.enqueue(job("d", delay=100))
+        await drained()
+        clock.advance(100)
+        assert [id for id, _ in (await claiming(broker, 0.05)).jobs] == ["d"]
+
+
+async def test_a_claim_whose_wait_is_given_up_strands_nothing(q, broker, drained):
+    async with contextlib.aclosing(broker):
+        q.beat("idle")
+        await drained()
+        claim = claiming(broker, 10)
+        await asyncio.sleep(0.03)
+        claim.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await claim
+        q.enqueue("d")
+        again = claiming(broker, 10)  # the same seq: it may have been carried out after all
+        assert [id for id, _ in (await again).jobs] == ["d"]
+        assert q.stats().running == 1
+
+
+async def test_a_claim_that_waits_listens_for_its_slots_only(q, broker, drained):
+    async with contextlib.aclosing(broker):
+        q.beat("idle")
+        await drained()
+        claim = claiming(broker, 10, slots=(0, 1))
+        await asyncio.sleep(0.03)
+        q.enqueue("d")
+        await asyncio.sleep(0.05)
+        assert not claim.done()
+        q.enqueue(job("p", lane=PROCESS))
+        assert [id for id, _ in (await asyncio.wait_for(claim, PROMPT)).jobs] == ["p"]
+
+
+async def test_a_claim_that_waits_is_refused_when_its_lease_is_gone(q, broker, drained):
+    async with contextlib.aclosing(broker):
+        q.beat("idle")
+        await drained()
+        claim = claiming(broker, 0.2)
+        await asyncio.sleep(0.03)
+        q.retire("idle")
+        with pytest.raises(LeaseLost):
+            await claim
 
 
 WAKING = {

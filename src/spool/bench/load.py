@@ -181,6 +181,8 @@ class WatchedBroker:
     async def acall(self, verb: Verb[R]) -> R:
         sent = time.monotonic_ns()
         reply = await self._broker.acall(verb)
+        if isinstance(verb, Claim) and verb.wait:
+            sent = time.monotonic_ns()  # it was carried out when there was work: just now
         if isinstance(verb, Claim | Settle):
             self._note(verb, reply, sent)
         return reply

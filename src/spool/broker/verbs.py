@@ -266,6 +266,9 @@ class Claim(Verb[Claimed], frozen=True):
     ``trial`` claims one job from the suspects, and nothing else.
 
     With a claim that leaves ready jobs in the lanes it asked for, another waiting worker is woken.
+
+    ``wait``: with `Broker.acall`, it is carried out when there is word of work for its slots, or after so many seconds
+    (as `Broker.await_work`); on Redis without a further round trip. `Broker.call` does not wait.
     """
 
     queue: str
@@ -275,6 +278,12 @@ class Claim(Verb[Claimed], frozen=True):
     trial: bool = False
     unroutable_after: int = 0
     even: bool = False
+    wait: float = 0.0
+
+    @property
+    def lanes(self) -> list[int]:
+        """The lanes from which it could take a job."""
+        return [lane for lane in LANES if self.slots[lane]]
 
 
 class Done(msgspec.Struct, frozen=True, gc=False, tag=True):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from spool.broker import Broker, Claim, Claimed
-from spool.errors import BrokerError
+from spool.errors import BrokerError, LeaseLost
 from spool.executor import Intake
 from spool.executor.attempt import Run
 from spool.job import PROCESS
@@ -60,6 +61,9 @@ class Claims:
     async def run(self) -> None:
         turn = 0
         while not self._life.ending:
+            if not any(line.hot for line in self._lines):
+                await self._wait_for_work()
+                continue
             await self._slots.enough()
             claims = [self._claim(*share) for share in _shares(self._due(turn), self._slots)]
             turn += 1
@@ -70,8 +74,6 @@ class Claims:
                 await asyncio.wait([self._life.spawn(claim) for claim in claims], timeout=1.0)
             else:  # none is to be asked now: they have yet to answer, or to take what has ended
                 await asyncio.sleep(COMPANY)
-            if not any(line.hot for line in self._lines):
-                await self._wait_for_work()
 
     def _due(self, turn: int) -> list[Line]:
         """Return the queues to ask, in rotation: those that had more, and now and then the others."""
@@ -116,7 +118,8 @@ class Claims:
         while not all(run.ended for run in runs) and not self._life.ending and time.monotonic() < end:  # noqa: ASYNC110
             await asyncio.sleep(PROBE)
 
-    async def _claim(self, line: Line, main: int, pool: int) -> list[Run]:
+    async def _claim(self, line: Line, main: int, pool: int, wait: float = 0.0) -> list[Run]:
+        """Take jobs for so many slots; with ``wait``, when there is word of work, or after so many seconds."""
         reply = None
         main = int(min(main, self._life.budget))
         line.claiming = True
@@ -131,8 +134,10 @@ class Claims:
                 trial=self._trial,
                 unroutable_after=self._unroutable_after,
                 even=even,
+                wait=wait,
             )
-            reply = await self._life.ask(verb)
+            # One that waits is sent once: should it fail, whoever looks next finds out what is wrong.
+            reply = await (self._broker.acall(verb) if wait else self._life.ask(verb))
         finally:
             line.claiming = False
             if reply is None or not reply.jobs:
@@ -158,7 +163,7 @@ class Claims:
         line.record_size = max(256, sum([len(body) for _, body in reply.jobs]) // len(runs))
         line.held.update(runs)
         line.running += len(runs)
-        if self._life.has_lapsed(line):  # the answer took too long: they may be another worker's
+        if self._life.is_silent(line):  # the answer took too long: they may be another worker's
             self._life.stop_runs(runs, "lost")
             line.mismatches = 1  # so that the first beat that gets through is followed by the ids
         elif self._trial:
@@ -170,25 +175,16 @@ class Claims:
     async def _wait_for_work(self) -> None:
         if self._life.ending:
             return
-        due = min((line.next_at for line in self._lines if line.next_at is not None), default=None)
-        timeout = random.uniform(0.5, 1.0)  # noqa: S311 - jitter, so that idle workers do not come in step
-        if due is not None:
-            left = (due - time.monotonic_ns() // 1_000_000) / 1000
-            # A long wait may be over late: then it is not to be the last one before the job is due.
-            timeout = min(timeout, max(0.005, left) if left < PUNCTUAL else left - 0.1)
+        timeout = self._patience()
         # With no slots left of one kind there may be work which we do not listen for.
         freed = self._slots.freed() if self._slots.lack else None
         if freed is not None:
             freed.add_done_callback(lambda _: self.nudge())
+        for line in self._lines:
+            line.hot = True  # whatever ends the wait
         self._waiter = asyncio.current_task()
-        now = time.monotonic()
-        # What is left to others, or to whom the store answers, is not listened to either: the word is theirs.
-        queues = [line.name for line in self._lines if line.share.rests_until <= now and not line.muted]
         try:
-            if queues and (lanes := self._slots.lanes()):
-                await self._broker.await_work(queues, timeout, lanes)
-            else:
-                await asyncio.sleep(timeout)
+            await self._listen(timeout)
         except asyncio.CancelledError:
             if not self._nudged or self._waiter is None or self._waiter.uncancel():
                 raise
@@ -200,8 +196,31 @@ class Claims:
             self._waiter, self._nudged = None, False
             if freed is not None:
                 freed.cancel()
-        for line in self._lines:
-            line.hot = True
+
+    async def _listen(self, timeout: float) -> None:
+        """Wait for word of work; of the only queue there is with the next claim, which is carried out at the word."""
+        now = time.monotonic()
+        # What is left to others, or to whom the store answers, is not listened to either: the word is theirs.
+        lines = [line for line in self._lines if line.share.rests_until <= now and not self._mute(line)]
+        lanes = self._slots.lanes()
+        if not lines or not lanes:
+            await asyncio.sleep(timeout)
+        elif len(self._lines) > 1 or lines[0].share.even(now):
+            await self._broker.await_work([line.name for line in lines], timeout, lanes)
+        else:
+            with contextlib.suppress(LeaseLost):  # a claim that does not wait finds out what to do about it
+                for share in _shares(lines, self._slots):
+                    await self._claim(*share, wait=timeout)
+
+    def _patience(self) -> float:
+        """Return for how many seconds to wait for work."""
+        due = min((line.next_at for line in self._lines if line.next_at is not None), default=None)
+        timeout = random.uniform(0.5, 1.0)  # noqa: S311 - jitter, so that idle workers do not come in step
+        if due is None:
+            return timeout
+        left = (due - time.monotonic_ns() // 1_000_000) / 1000
+        # A long wait may be over late: then it is not to be the last one before the job is due.
+        return min(timeout, max(0.005, left) if left < PUNCTUAL else left - 0.1)
 
     def has_settled(self, line: Line) -> None:
         """Take note that jobs are no longer ours: we may run less than our part again."""

@@ -241,10 +241,6 @@ class Life:
         """Whether the store has been silent for so long that jobs are stopped."""
         return line.silence() > SILENCE * self._worker.lease
 
-    def has_lapsed(self, line: Line) -> bool:
-        """Whether the lease has run out, as far as we know."""
-        return line.silence() > self._worker.lease
-
     @property
     def budget(self) -> float:
         """How many more jobs may be claimed."""

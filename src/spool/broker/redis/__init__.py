@@ -14,16 +14,17 @@ import ssl
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 import redis.connection
 
-from spool.broker import Beat, Enqueue, Get, Verb
+from spool.broker import Beat, Claim, Enqueue, Get, Verb
 from spool.broker.redis.durable import Disk, DurableLine
-from spool.broker.redis.line import Address, BlockingLine, Line
+from spool.broker.redis.line import Address, BlockingLine, Command, Line
 from spool.broker.redis.orders import Subscription
 from spool.broker.redis.scripts import Call, form, queue_key
 from spool.broker.redis.waits import Mailbox, Post
@@ -195,7 +196,10 @@ class RedisBroker:
                     await line.send("SADD", names, verb.queue)
                 self._announced.add(verb.queue)
             call = self._form(verb)
-            reply = await (here.durable if call.durable else line).run(call)
+            if isinstance(verb, Claim) and verb.wait:
+                reply = await self._run_later(here, call, verb)
+            else:
+                reply = await (here.durable if call.durable else line).run(call)
         except SpoolError:
             raise
         except (ServerError, OSError) as error:
@@ -287,19 +291,25 @@ class RedisBroker:
             return
         mine = self._here()
         keys = [f"{queue_key(self.prefix, queue)}{WAKES[lane]}" for queue in queues for lane in lanes]
-        # The server looks for waits that are over when something happens, else only ten times a second. When the end is
-        # meant, be it a job that is due, something happens.
-        stir = asyncio.get_running_loop().call_later(timeout, mine.stir) if timeout < ROUGH else None
-        try:
-            with mapped(self.url):
-                await mine.idle.send("BLPOP", *keys, min(max(timeout - 0.002, 0.001), MAX_BLOCK))
-        except asyncio.CancelledError:
-            # The server would go on waiting for us, and give a token to nobody.
-            await mine.idle.reset()
-            raise
-        finally:
-            if stir is not None:
-                stir.cancel()
+        with mapped(self.url):
+            async with mine.patience(timeout) as seconds:
+                await mine.idle.send("BLPOP", *keys, seconds)
+
+    async def _run_later(self, mine: _Loop, call: Call, claim: Claim) -> Any:
+        """Have a claim carried out as soon as there is a token.
+
+        It is sent behind the command that blocks, on the same connection: the server turns to it at once, and word
+        need not come back first.
+        """
+        script = call.script
+        async with mine.patience(claim.wait) as seconds:
+            wait: Command = ("BLPOP", *[f"{call.key}{WAKES[lane]}" for lane in claim.lanes], seconds)
+            try:
+                return await mine.idle.send_behind(wait, ("EVALSHA", script.sha, "1", call.key, *call.args))
+            except ServerError as error:
+                if not str(error).startswith("NOSCRIPT"):
+                    raise
+        return await mine.line.run(call)
 
     def await_orders(self, queues: Sequence[str], timeout: float) -> None:
         """Wait for word of a cancellation; see `Broker.await_orders`."""
@@ -365,7 +375,23 @@ class _Loop(NamedTuple):
     idle: Line
     post: Post
 
-    def stir(self) -> None:
+    @asynccontextmanager
+    async def patience(self, timeout: float) -> AsyncGenerator[float]:
+        """Surround a command that blocks the idle line for ``timeout`` seconds; gives what to tell the server."""
+        # It looks for waits that are over when something happens, else only ten times a second. When the end is meant,
+        # be it a job that is due, something happens.
+        stir = asyncio.get_running_loop().call_later(timeout, self._stir) if timeout < ROUGH else None
+        try:
+            yield min(max(timeout - 0.002, 0.001), MAX_BLOCK)
+        except asyncio.CancelledError:
+            # The server would go on waiting for us, and give a token to nobody.
+            await self.idle.reset()
+            raise
+        finally:
+            if stir is not None:
+                stir.cancel()
+
+    def _stir(self) -> None:
         """Have the server do something, whatever comes of it."""
         asyncio.ensure_future(self.line.send("PING")).add_done_callback(_forget_error)
 

@@ -16,7 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import hiredis
 import msgspec
@@ -58,6 +58,8 @@ _BUFFER: Final = 256 * 1024
 
 #: Seconds after its last use for which a connection is taken for a good one without a look.
 FRESH: Final = 0.05
+
+Command: TypeAlias = tuple[str | bytes | float, ...]
 
 _library: Any = hiredis
 _pack: Callable[[Any], bytes] = _library.pack_command  # annotated there for one element alone
@@ -114,6 +116,17 @@ class Line:
         reply = await wire.send(command)
         if isinstance(reply, ServerError):
             raise reply
+        return reply
+
+    async def send_behind(self, first: Command, command: Command) -> Any:
+        """Send a command that blocks, and at once another, which the server turns to after it; return its reply."""
+        wire = self._wire
+        if wire is None or wire.lost:
+            wire = await self._connected()
+        blocked, behind = wire.send(first), wire.send(command)
+        for reply in (await blocked, await behind):
+            if isinstance(reply, ServerError):
+                raise reply
         return reply
 
     async def _connected(self) -> _Wire:
@@ -203,7 +216,7 @@ class _Wire(asyncio.Protocol):
         self.gone: asyncio.Future[None] = loop.create_future()
         self.lost = False
 
-    def send(self, command: tuple[str | bytes | float, ...]) -> asyncio.Future[Any]:
+    def send(self, command: Command) -> asyncio.Future[Any]:
         future = self._loop.create_future()
         if self._transport is None or self.lost:
             future.set_exception(ConnectionError("the connection was lost"))

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from spool.broker import Verb
+from spool.broker import Claim, Verb
 from spool.broker.sqlite.file import parse
 from spool.broker.sqlite.thread import Clock, Stop, StoreThread, read_clock
 from spool.broker.sqlite.waiting import AwaitOrders, AwaitWork, Ended, Ticket
@@ -57,6 +57,8 @@ class SqliteBroker:
         return cast("R", self._ask(verb))
 
     async def acall(self, verb: Verb[R]) -> R:
+        if isinstance(verb, Claim) and verb.wait:
+            await self.await_work([verb.queue], verb.wait, verb.lanes)
         return cast("R", await self._aask(verb))
 
     def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:

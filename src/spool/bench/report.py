@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,6 +14,9 @@ from spool.bench.result import BenchResult, Measured
 
 TARGETS: Final = {"throughput": 2500.0, "errors": 0.1, "p99": 50.0, "memory": 500.0}
 """Jobs per second, percent of the jobs, milliseconds, megabytes."""
+
+
+_OWN_PREFIX: Final = re.compile(r"[?&]prefix=spool-bench-\w+")
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -62,6 +66,14 @@ def targets(document: BenchResult, wanted: Mapping[str, float] = TARGETS) -> lis
             f"highest RSS of the {workers} worker processes, summed; shared pages counted in each",
         ),
     ]
+
+
+def store_name(document: BenchResult) -> str:
+    """Return where it ran, without the name that a store gets for one run: two runs on one server read alike."""
+    url = document.broker.url
+    if document.broker.kind == "sqlite" and "/spool-bench-" in url:
+        return "a temporary SQLite file"
+    return _OWN_PREFIX.sub("", url)
 
 
 def error_rate(result: Measured) -> float:

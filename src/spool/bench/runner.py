@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal
@@ -24,7 +24,7 @@ from spool.bench.result import BenchResult, Latency, Measured, Store
 from spool.bench.usertask import UserTask
 from spool.broker import Broker, Find, Get, Stats
 from spool.broker.scratch import scratch
-from spool.errors import BenchError
+from spool.errors import BenchError, BrokerUnavailable
 from spool.job import State
 from spool.supervisor import Fleet, WorkerOptions
 
@@ -36,6 +36,7 @@ OnStage = Callable[[Stage, int], None]
 """Told the stage that begins, or goes on, and how many jobs have ended so far."""
 
 _POLL_SECONDS: Final = 0.05
+_REPORT_SECONDS: Final = 0.25
 _IN_STORE: Final = (State.SCHEDULED, State.READY, State.PARKED, State.SUSPECT, State.RUNNING, State.DEAD)
 
 
@@ -98,7 +99,7 @@ class _Bench:
 
     def __init__(self, plan: Plan, store: str, directory: Path, on_stage: OnStage | None) -> None:
         self._plan, self._directory = plan, directory
-        self._on_stage = on_stage or _ignore
+        self._listened, self._on_stage = on_stage is not None, on_stage or _ignore
         work = load.Load(plan.kind, plan.work_ms / 1000, plan.failing)
         self.app, senders = _senders(plan, store, work)
         self.url = self.app.broker.url
@@ -111,7 +112,8 @@ class _Bench:
             grace=1.0,
             log_level="error" if plan.kind in ("failing", "task") else "warning",  # which would tell of each failure
         )
-        self._producer = Producer(plan, self.app, senders)
+        self._producer = Producer(plan, self.app, senders, self._look)
+        self._next_report = 0.0
         self._warm: dict[str, int] = {}
         """The store's totals after the warm-up."""
 
@@ -162,6 +164,14 @@ class _Bench:
     def _produce(self) -> None:
         self._on_stage("enqueueing", 0)
         self._producer.run()
+
+    def _look(self) -> None:
+        """Say how far it is, while jobs are enqueued. Costs the store a question, so nobody asks if nobody listens."""
+        now = time.monotonic()
+        if self._listened and now >= self._next_report:
+            self._next_report = now + _REPORT_SECONDS
+            with suppress(BrokerUnavailable):  # what it means for the run, the producer will say
+                self._on_stage("enqueueing", self._ended())
 
     def _drain(self, fleet: Fleet, cpu_before: float) -> tuple[Memory, float]:
         """Wait until all jobs have ended, or the time is up, and look at the processes while they are there."""

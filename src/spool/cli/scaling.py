@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spool.cli.bench import head, staged
+from spool.cli.bench import head
 from spool.cli.loads import WORK_MS, json_option, kind_option, url_option, work_option
 from spool.cli.output import print_table, write_result
+from spool.cli.progress import staged
 
 if TYPE_CHECKING:
     from spool.bench.plan import Kind
     from spool.bench.scale import Axis, Scaling
 
 _THOUSANDS = {"": 1, "k": 1000, "m": 1_000_000}
+_WIDTH = 12
 _HEADS = {"workers": "Workers", "payload": "Payload", "jobs": "Depth"}
 
 
@@ -76,7 +78,7 @@ def scalability(
     axis, values = (given or [("workers", [1, 2, 4, 8, 16])])[0]
     work = WORK_MS.get(kind, 0.0) if work_ms is None else work_ms
     plan = Plan(jobs=jobs, workers=workers, concurrency=concurrency, kind=kind, work_ms=work)
-    with staged() as stages:
+    with staged(len(values)) as stages:
         found = scale(plan, axis, values, url, stages)
     if file != "-":
         head(found.results[0], f"{axis} {', '.join(f'{value:,}' for value in values)}")
@@ -101,7 +103,7 @@ def _show(found: Scaling) -> None:
                 _figure(result.memory_mb.pss, " MB", 0),
             )
         )
-    print_table(columns, rows, numeric=columns)
+    print_table(columns, rows, numeric=columns, widths=dict.fromkeys(columns, _WIDTH))
     if (law := found.law) is not None:
         peak = f"most throughput with {law.peak:.0f} workers" if law.peak else "no end to it in sight"
         click.echo(

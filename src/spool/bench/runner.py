@@ -17,10 +17,11 @@ from spool.app import Spool
 from spool.bench import load
 from spool.bench.account import Account, Books, account, rows
 from spool.bench.calibrate import Calibration, calibrate
-from spool.bench.machine import Memory, cpu_seconds, family, machine, memory_of, versions
+from spool.bench.machine import Memory, MemoryTrace, cpu_seconds, family, machine, memory_of, versions
 from spool.bench.plan import Plan
 from spool.bench.produce import Producer
 from spool.bench.result import BenchResult, Latency, Measured, Store
+from spool.bench.series import Series, Spread, series, spread
 from spool.bench.usertask import UserTask
 from spool.broker import Broker, Find, Get, Stats
 from spool.broker.scratch import scratch
@@ -57,7 +58,7 @@ def run(
     used, `EnqueueInterrupted` if not all jobs could be enqueued, and `BenchError` if the warm-up does not end.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    runs: list[Measured] = []
+    runs: list[Run] = []
     calibrations: list[Calibration] = []
     where = ""
     for _ in range(repeat):
@@ -70,15 +71,18 @@ def run(
                 calibrations.append(calibrate(bench.app.broker))
             finally:
                 bench.app.close()
+    median = sorted(runs, key=lambda each: each.measured.per_s or 0.0)[len(runs) // 2]
     return BenchResult(
         started=started,
         config=plan,
         broker=Store(where.partition(":")[0], where),
         versions={"spool": __version__, **versions()},
         machine=machine(),
-        result=sorted(runs, key=lambda each: each.per_s or 0.0)[len(runs) // 2],
-        runs=runs,
+        result=median.measured,
+        runs=[each.measured for each in runs],
         calibrations=calibrations,
+        series=median.series,
+        spread=median.spread,
     )
 
 
@@ -92,6 +96,14 @@ def _senders(plan: Plan, store: str, work: load.Load) -> tuple[Spool, Sequence[S
         return app, [calls]
     app, tasks = load.make(store, work, load.Notes())
     return app, tasks if plan.priority == "normal" else [task.options(priority=plan.priority) for task in tasks]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What came out of one run."""
+
+    measured: Measured
+    series: Series
+    spread: Spread
 
 
 class _Bench:
@@ -116,8 +128,10 @@ class _Bench:
         self._next_report = 0.0
         self._warm: dict[str, int] = {}
         """The store's totals after the warm-up."""
+        self._fleet_now: Fleet | None = None
+        self._trace = MemoryTrace()
 
-    def run(self, raw: IO[bytes] | None = None) -> Measured:
+    def run(self, raw: IO[bytes] | None = None) -> Run:
         if self._plan.prefill:
             self._produce()
             with self._fleet() as fleet:
@@ -136,6 +150,7 @@ class _Bench:
         with Fleet(self._options) as fleet:
             try:
                 fleet.wait_ready()
+                self._fleet_now = fleet
                 yield fleet
             except BaseException:
                 fleet.kill()  # the store goes as well: there is nothing to hand back
@@ -166,8 +181,11 @@ class _Bench:
         self._producer.run()
 
     def _look(self) -> None:
-        """Say how far it is, while jobs are enqueued. Costs the store a question, so nobody asks if nobody listens."""
+        """Look at the workers' memory, and say how far it is, while jobs are enqueued."""
+        if self._fleet_now is not None:
+            self._trace.look(self._fleet_now.pids)
         now = time.monotonic()
+        # It costs the store a question, so nobody asks if nobody listens.
         if self._listened and now >= self._next_report:
             self._next_report = now + _REPORT_SECONDS
             with suppress(BrokerUnavailable):  # what it means for the run, the producer will say
@@ -179,21 +197,23 @@ class _Bench:
         while True:
             ended = self._ended()
             self._on_stage("draining", ended)
+            self._trace.look(fleet.pids)
             if ended >= jobs or time.monotonic_ns() > self._producer.deadline:
                 break
             time.sleep(_POLL_SECONDS)
         pids = family(fleet.pids)
         return memory_of(pids), cpu_seconds(pids) - cpu_before
 
-    def _close_books(self, memory: Memory, cpu: float, raw: IO[bytes] | None) -> Measured:
+    def _close_books(self, memory: Memory, cpu: float, raw: IO[bytes] | None) -> Run:
         self._on_stage("closing the books", self._plan.jobs)
         producer, broker = self._producer, self.app.broker
+        notes = load.read_notes(self._directory)
         books = Books(
             ids=producer.ids,
             called=producer.called,
             due=producer.due,
             starts=load.read_starts(self._directory, producer.ids if self._plan.task else ()),
-            notes=load.read_notes(self._directory),
+            notes=[note for each in notes.values() for note in each],
             found={},
             began=producer.began,
         )
@@ -205,7 +225,8 @@ class _Bench:
         if raw is not None:
             encode = msgspec.json.Encoder().encode
             raw.writelines(encode(row) + b"\n" for row in rows(books))
-        return _measured(self._plan, producer, closed, totals=self._totals(), memory=memory, cpu=cpu)
+        measured = _measured(self._plan, producer, closed, totals=self._totals(), memory=memory, cpu=cpu)
+        return Run(measured, series(books, notes, self._trace), spread(books))
 
 
 def _look_for(broker: Broker, ids: Sequence[str]) -> dict[str, State]:

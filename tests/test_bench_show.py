@@ -16,9 +16,13 @@ from rich.console import Console
 
 from spool.bench import BenchResult, Plan, run
 from spool.bench.account import Percentiles
+from spool.bench.plot import plot
 from spool.bench.report import store_name
+from spool.bench.scale import Axis, Law, Scaling
+from spool.cli import main
 from spool.cli.bench import head, show_summary
 from spool.cli.progress import bar
+from spool.cli.scaling import show_scaling
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -122,3 +126,95 @@ def test_the_name_of_a_store_of_its_own_is_not_shown(document, redis_server):
     assert store_name(msgspec.structs.replace(document, broker=other)) == "a temporary SQLite file"
     mine = msgspec.structs.replace(document.broker, url="redis://h/1?prefix=mine")
     assert store_name(msgspec.structs.replace(document, broker=mine)) == "redis://h/1?prefix=mine"
+
+
+# Scalings
+
+
+LAW = Law(100.0, 0.05, 0.01)
+
+
+def scaling(document: BenchResult, axis: Axis = "workers", law: Law | None = LAW) -> Scaling:
+    return Scaling(axis, [1, 2, 4, 8], [document] * 4, law)
+
+
+def test_a_scaling_reads_the_same_and_other_figures_change_their_own_lines(capsys, document):
+    found = scaling(document)
+    show_scaling(found)
+    before = capsys.readouterr().out.splitlines()
+    show_scaling(found)
+    assert before == capsys.readouterr().out.splitlines()
+    faster = changed(document, drain_per_s=1_234_567_890.0)
+    show_scaling(Scaling("workers", found.values, [*found.results[:3], faster], LAW))
+    after = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in difflib.ndiff(before, after) if line[0] == "+"] == ["8"]
+
+
+def test_a_plot_has_what_was_measured_and_the_law(document):
+    rates = (100.0, 180.0, 310.0, 450.0)
+    found = Scaling("workers", [1, 2, 4, 8], [changed(document, drain_per_s=rate) for rate in rates], LAW)
+    rows = plot(found, 80).splitlines()
+    assert max(map(len, rows)) <= 80
+    assert not any("\x1b" in row for row in rows)
+    drawn = [row[row.index("│") :] for row in rows if "│" in row]
+    assert sum(row.count("●") for row in drawn) == 4 + 1  # and once in the legend
+    assert any(0x2800 < ord(each) < 0x2900 for row in drawn for each in row)
+    assert rows[-2].split() == ["1", "2", "4", "8"]
+    assert rows[2].startswith("600┤")
+    wide = Scaling("payload", [10, 1000, 100_000, 1_000_000], found.results, None)
+    assert sum(row.count("●") for row in plot(wide, 80).splitlines()) == 4
+
+
+def test_a_plot_is_for_a_terminal_or_on_demand(capsys, document, tmp_path, monkeypatch):
+    file = tmp_path / "scaling.json"
+    file.write_bytes(msgspec.json.encode(scaling(document)))
+    assert "●" not in command(capsys, "report", file)[1]
+    assert "●" in command(capsys, "report", file, "--plot")[1]
+    monkeypatch.setitem(sys.modules, "plotext", None)
+    code, out, errors = command(capsys, "report", file, "--plot")
+    assert code == 0
+    assert "universal scalability law" in out
+    assert "spool-queue[bench]" in errors
+
+
+# Stored results
+
+
+def command(capsys, *arguments: object) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *map(str, arguments)])
+    return stopped.value.code, *capsys.readouterr()
+
+
+def test_a_stored_result_is_shown_again_as_it_was(capsys, tmp_path, redis_url):
+    file, html, again = (tmp_path / name for name in ("result.json", "one.html", "two.html"))
+    code, first, _ = command(capsys, "custom", "--jobs", 30, "--url", redis_url, "--json", file, "--html", html)
+    assert code == 0
+    assert command(capsys, "report", file) == (0, first, "")
+    assert command(capsys, "report", file, "--html", again) == (0, "", "")
+    assert html.read_text() == again.read_text()
+    assert "<noscript>" in again.read_text()
+
+
+def test_a_stored_scaling_is_shown_again(capsys, tmp_path, document):
+    file = tmp_path / "scaling.json"
+    file.write_bytes(msgspec.json.encode(scaling(document)))
+    code, out, _ = command(capsys, "report", file)
+    assert code == 0
+    assert "universal scalability law" in out
+    assert command(capsys, "report", file)[1] == out
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"kind": "spool-bench-ab"}', '{"kind": 1}', '{"kind": "spool-bench"}']
+)
+def test_a_file_that_is_no_result_is_refused(capsys, tmp_path, text):
+    file = tmp_path / "other.json"
+    file.write_text(text)
+    code, out, errors = command(capsys, "report", file)
+    assert (code, out) == (2, "")
+    assert "is no result of spool bench" in errors
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_run(capsys, tmp_path):
+    assert command(capsys, "quick", "--html", tmp_path / "missing" / "report.html")[0] == 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spool.bench import Plan, run
 from spool.bench.account import Books, Settles
-from spool.bench.machine import MemoryTrace, memory_of
+from spool.bench.machine import MemoryTrace, family, memory_of
 from spool.bench.series import STEPS, Share, distribution, series, step_for
 
 MS = 1_000_000
@@ -78,7 +78,7 @@ def test_memory_is_that_of_the_process():
     trace.look([os.getpid()])
     trace.look([os.getpid()])  # too soon
     assert len(trace.at) == 1
-    assert trace.sizes[0] / 1e6 == pytest.approx(memory_of([os.getpid()]).rss, rel=0.1)
+    assert trace.sizes[0] / 1e6 == pytest.approx(memory_of(family([os.getpid()])).rss, rel=0.1)
 
 
 def test_memory_over_a_long_time_keeps_its_peaks(monkeypatch):

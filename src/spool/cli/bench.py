@@ -8,9 +8,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from spool.cli.loads import json_option, load_options, make_plan, url_option
+from spool.cli.loads import html_option, json_option, load_options, make_plan, url_option
 from spool.cli.measure import check_file
-from spool.cli.output import print_table, printable, write_result
+from spool.cli.output import print_table, printable, write_report, write_result
 from spool.cli.progress import staged
 from spool.errors import ConfigError
 
@@ -44,6 +44,7 @@ def bench() -> None:
 @bench.command(short_help="A fixed small load, against the project's targets.")
 @url_option
 @json_option
+@html_option
 @click.option(
     "--target",
     "wanted",
@@ -53,7 +54,9 @@ def bench() -> None:
 )
 @click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
 @repeat_option
-def quick(*, url: str | None, file: str | None, wanted: tuple[str, ...], check: bool, repeat: int) -> int:
+def quick(
+    *, url: str | None, file: str | None, html: str | None, wanted: tuple[str, ...], check: bool, repeat: int
+) -> int:
     """1,000 jobs of 1 KiB through 4 worker processes, against the project's targets.
 
     Jobs are enqueued one by one from 100 callers at once while the workers run them.
@@ -71,6 +74,7 @@ def quick(*, url: str | None, file: str | None, wanted: tuple[str, ...], check: 
         ]
         print_table(_TARGET_HEADS, rows, numeric=("Result",), widths=_TARGET_WIDTHS)
     write_result(document, file)
+    write_report(document, html)
     return int(check and not all(each.met for each in lines))
 
 
@@ -92,6 +96,7 @@ def _target(text: str) -> tuple[str, float]:
 @load_options
 @url_option
 @json_option
+@html_option
 @click.option(
     "--raw",
     type=click.Path(dir_okay=False, writable=True),
@@ -99,7 +104,9 @@ def _target(text: str) -> tuple[str, float]:
     help="Write a line of JSON for each job here: when it was due, called, started, ended.",
 )
 @repeat_option
-def custom(*, jobs: int, url: str | None, file: str | None, raw: str | None, repeat: int, **load: Any) -> int:
+def custom(
+    *, jobs: int, url: str | None, file: str | None, html: str | None, raw: str | None, repeat: int, **load: Any
+) -> int:
     """Carry a load of your own. Without --rate or --producers jobs are enqueued in bulk.
 
     With --task each job is the same call of a task of yours, which runs as it is declared, in its app's middlewares and
@@ -114,6 +121,7 @@ def custom(*, jobs: int, url: str | None, file: str | None, raw: str | None, rep
         head(document)
         show_summary(document)
     write_result(document, file)
+    write_report(document, html)
     return int(any(_went_wrong(run, plan.kind) for run in document.runs))
 
 
@@ -139,20 +147,7 @@ def show_summary(document: BenchResult) -> None:
 
 def head(document: BenchResult, varied: str = "") -> None:
     """Say what was run, where."""
-    from spool.bench.report import store_name
+    from spool.bench.report import head
 
-    plan, machine, store = document.config, document.machine, printable(store_name(document))
-    kind = plan.task.target if plan.task else plan.kind
-    click.echo(
-        f"{plan.jobs:,} {printable(kind)} jobs of {plan.payload:,} bytes, {plan.workers} worker "
-        f"{'process' if plan.workers == 1 else 'processes'} × {plan.concurrency}, on {store}\n"
-        + (f"and the same with {varied}\n" if varied else "")
-        + f"spool {document.versions['spool']}, Python {document.versions['python']}, "
-        f"{machine.cores} cores, {machine.processor}\n"
-        + (
-            "all jobs enqueued before the workers started\n"
-            if plan.prefill
-            else "workers were ready before the first job was enqueued"
-            + (f", and had run {plan.warmup:,} that do not count\n" if plan.warmup else "\n")
-        )
-    )
+    first, *rest = map(printable, head(document))
+    click.echo("\n".join([first, *([f"and the same with {varied}"] if varied else []), *rest]) + "\n")

@@ -13,6 +13,9 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from spool.bench import BenchResult
+    from spool.bench.scale import Scaling
+
 
 def console() -> Console:
     """Return a console on stdout; as wide as the text where that is no terminal."""
@@ -80,6 +83,19 @@ def write_result(document: object, file: str | None) -> None:
             Path(file).write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write the result to {file}: {error}") from error
+
+
+def write_report(document: BenchResult | Scaling, file: str | None) -> None:
+    """Write a benchmark's result as a page; None writes nothing. Raises `ConfigError`."""
+    if file is None:
+        return
+    from spool.bench.page import page
+    from spool.errors import ConfigError
+
+    try:
+        Path(file).write_text(page(document), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write the report to {file}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

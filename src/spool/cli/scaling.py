@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
@@ -105,6 +106,8 @@ def show_scaling(found: Scaling, *, plot: bool | None = None) -> None:
     print_table(heads, rows, numeric=heads, widths=dict.fromkeys(heads, _WIDTH))
     if found.law is not None:
         click.echo(f"\n{law_line(found.law)}")
+    elif found.axis == "workers" and find_spec("scipy") is None:
+        click.echo("no law: it needs scipy (pip install 'spool-queue[bench]')", err=True)
     if sys.stdout.isatty() if plot is None else plot:
         _plot(found)
 

@@ -240,6 +240,8 @@ def _breakdown(document: BenchResult) -> str:
         parts.append(f"<h3>The store meanwhile</h3>{_table(('Part', 'µs per job'), store, numeric=(1,))}")
     if bottleneck := found.get("bottleneck"):
         parts.append(f"<p><strong>{escape(bottleneck['reason'])}</strong></p><p>{escape(bottleneck['advice'])}</p>")
+    if cost := found.get("cost"):
+        parts.append(f'<p class="soft">Looking cost {cost["percent"]:.1f} % of the throughput.</p>')
     return _card("Where the time goes", "".join(parts))
 
 

@@ -43,15 +43,16 @@ function axis(plot, side, label) {
             const few = splits.filter((each) => each && isPowerOf10(each)).length < 2;
             return splits.map((each) => (each && (few || isPowerOf10(each)) ? each : null));
         };
+        made.grid.filter = made.ticks.filter = made.filter;
     }
     if (scale === "tail") {
         made.splits = tailTicks;
-        made.filter = (_, splits) => splits;
+        made.filter = made.grid.filter = made.ticks.filter = (_, splits) => splits;
         made.values = (_, splits) => splits.map(percent);
     }
     if (plot.x_ticks.length && side === "x") {
         made.splits = () => plot.x_ticks;
-        made.filter = (_, splits) => splits;
+        made.filter = made.grid.filter = made.ticks.filter = (_, splits) => splits;
     }
     return made;
 }

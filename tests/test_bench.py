@@ -206,8 +206,9 @@ def test_notes_survive_their_files(tmp_path):
         notes.flush(tmp_path)
     (starts,) = read_starts(tmp_path)
     assert starts.tolist() == [0, 100, 1, 101, 2, 102]
-    assert read_notes(tmp_path)[-1] == Settles(2, ["a"], [("b", "Died")], 1)
-    assert len(read_notes(tmp_path)) == 6
+    (noted,) = read_notes(tmp_path).values()
+    assert noted[-1] == Settles(2, ["a"], [("b", "Died")], 1)
+    assert len(noted) == 6
     assert not notes.starts
     assert not notes.others
 
@@ -221,7 +222,7 @@ def test_a_killed_process_leaves_half_a_note(tmp_path):
         with (tmp_path / name).open("ab") as file:
             file.write(b'{"type":')
     assert read_starts(tmp_path)[0].tolist() == [1, 2]
-    assert read_notes(tmp_path) == [Claims(7, 8)]
+    assert read_notes(tmp_path) == {os.getpid(): [Claims(7, 8)]}
 
 
 def test_the_target_names_its_directory(tmp_path):

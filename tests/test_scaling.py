@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,14 @@ def test_a_table_of_workers_with_a_law(capsys, tmp_path):
     assert (written["kind"], written["axis"], written["values"]) == ("spool-bench-scaling", "workers", [1, 2, 3, 4])
     assert [each["result"]["done"] for each in written["results"]] == [30, 60, 90, 120]
     assert written["law"]["rate"] > 0
+
+
+def test_without_scipy_there_is_a_table_and_no_law(capsys, monkeypatch, redis_url):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    code, out, err = command(capsys, "--workers-list", "1,2,3,4", "--jobs", 10, "--url", redis_url)
+    assert code == 0
+    assert len(out[out.index("Workers") :].splitlines()) == 5
+    assert "spool-queue[bench]" in err
 
 
 @pytest.mark.parametrize(

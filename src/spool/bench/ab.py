@@ -151,11 +151,13 @@ def headline(plan: Plan) -> str:
 
 
 def _joined(documents: Sequence[BenchResult]) -> BenchResult:
-    runs = [each.result for each in documents]
+    median = sorted(documents, key=lambda each: each.result.drain_per_s or 0.0)[len(documents) // 2]
     return msgspec.structs.replace(
         documents[0],
-        result=sorted(runs, key=lambda run: run.drain_per_s or 0.0)[len(runs) // 2],
-        runs=runs,
+        result=median.result,
+        series=median.series,
+        spread=median.spread,
+        runs=[each.result for each in documents],
         calibrations=[],  # an older Spool takes them all the same
     )
 

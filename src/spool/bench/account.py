@@ -123,8 +123,8 @@ class Account(msgspec.Struct, frozen=True):
 
 def account(books: Books) -> Account:
     """Close the books."""
-    first_start, starts_of = _first_starts(books)
-    ends = _endings(books)
+    first_start, starts_of = first_starts(books)
+    ends = endings(books)
     surprises = [max(0, count - 1 - ends.returned[number]) for number, count in enumerate(starts_of)]
     states = Counter[State]()
     lost = 0
@@ -146,10 +146,10 @@ def account(books: Books) -> Account:
         extra_starts=sum(surprises),
         refused=ends.refused,
         retried=ends.retried,
-        behind=percentiles(_waits(books.called, books.due)),
-        start=percentiles(_waits(first_start, books.due)),
-        start_after_call=percentiles(_waits(first_start, books.called)),
-        completion=percentiles(_waits(ends.at, books.due)),
+        behind=percentiles(waits(books.called, books.due)),
+        start=percentiles(waits(first_start, books.due)),
+        start_after_call=percentiles(waits(first_start, books.called)),
+        completion=percentiles(waits(ends.at, books.due)),
         first_claim=ends.first_claim,
         last_settle=ends.last_settle,
     )
@@ -157,8 +157,8 @@ def account(books: Books) -> Account:
 
 def rows(books: Books) -> Iterator[JobRow]:
     """Yield the log from which all figures of an account can be had, in the order of the jobs' numbers."""
-    first_start, starts_of = _first_starts(books)
-    ends = _endings(books)
+    first_start, starts_of = first_starts(books)
+    ends = endings(books)
     for number, id in enumerate(books.ids):
         state = ends.states.get(number) or books.found.get(id)
         yield JobRow(
@@ -174,7 +174,8 @@ def rows(books: Books) -> Iterator[JobRow]:
         )
 
 
-def _first_starts(books: Books) -> tuple[list[int], list[int]]:
+def first_starts(books: Books) -> tuple[list[int], list[int]]:
+    """Return by number when each job first started, 0 if it did not, and how often it started."""
     first = [0] * len(books.ids)
     counts = [0] * len(books.ids)
     for starts in books.starts:
@@ -187,11 +188,14 @@ def _first_starts(books: Books) -> tuple[list[int], list[int]]:
     return first, counts
 
 
-class _Ends:
+class Ends:
     """What the notes say about how jobs ended, by number."""
 
     def __init__(self, count: int) -> None:
         self.at = [0] * count
+        """When a worker knew that it was done; 0 for none did."""
+        self.over: dict[int, int] = {}
+        """When a worker knew that it had ended, however."""
         self.states: dict[int, State] = {}
         self.returned = Counter[int]()
         """How often an attempt ended with the job to be run again."""
@@ -200,9 +204,10 @@ class _Ends:
         self.last_settle: int | None = None
 
 
-def _endings(books: Books) -> _Ends:
+def endings(books: Books) -> Ends:
+    """Return what the notes say about how jobs ended."""
     number_of = {id: number for number, id in enumerate(books.ids)}
-    ends = _Ends(len(books.ids))
+    ends = Ends(len(books.ids))
     for note in books.notes:
         if isinstance(note, Claims):
             if note.answered >= books.began:
@@ -214,20 +219,22 @@ def _endings(books: Books) -> _Ends:
         for id in note.done:
             if (number := number_of.get(id)) is not None:
                 ends.states[number] = State.DONE
-                ends.at[number] = note.at
+                ends.at[number] = ends.over[number] = note.at
         for id, outcome in note.other:
             if (number := number_of.get(id)) is not None:
-                _note_other(ends, number, outcome)
+                _note_other(ends, number, outcome, note.at)
     return ends
 
 
-def _note_other(ends: _Ends, number: int, outcome: Outcome) -> None:
+def _note_other(ends: Ends, number: int, outcome: Outcome, at: int) -> None:
     if outcome in ("Died", "Cancelled"):
+        ends.over[number] = at
         ends.states[number] = State.DEAD if outcome == "Died" else State.CANCELLED
     else:
         ends.returned[number] += 1
         ends.retried += outcome == "Retried"
 
 
-def _waits(at: Sequence[int], since: Sequence[int]) -> list[int]:
+def waits(at: Sequence[int], since: Sequence[int]) -> list[int]:
+    """Return how long it was until each time, leaving out the times that are 0: what did not come to be."""
     return [then - before for then, before in zip(at, since, strict=True) if then]

@@ -80,10 +80,10 @@ def read_starts(directory: Path, ids: Sequence[str] = ()) -> list[array[int]]:
     return found
 
 
-def read_notes(directory: Path) -> list[Claims | Settles]:
-    """Return the claims and settles that all processes noted."""
+def read_notes(directory: Path) -> dict[int, list[Claims | Settles]]:
+    """Return the claims and settles that each process noted, by its id."""
     decoder = msgspec.json.Decoder(Claims | Settles)
-    return [note for path in sorted(directory.glob("*.notes")) for note in _whole_lines(path, decoder)]
+    return {int(path.stem): _whole_lines(path, decoder) for path in sorted(directory.glob("*.notes"))}
 
 
 def _whole_lines(path: Path, decoder: msgspec.json.Decoder[R]) -> list[R]:

@@ -7,8 +7,8 @@ import random
 import threading
 import time
 from array import array
-from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spool.app import Spool
@@ -22,6 +22,7 @@ _RATE_PER_THREAD = 1000
 _MAX_THREADS = 16
 _READY_SECONDS = 30.0
 _SEED = 1
+_LOOK_NS = 100_000_000
 
 if TYPE_CHECKING:
     from spool.bench.load import BenchTask
@@ -30,11 +31,17 @@ if TYPE_CHECKING:
     Sender: TypeAlias = BenchTask | Configured[[str, int], dict[str, bool]] | Calls
 
 
+def _ignore() -> None:
+    pass
+
+
 class Producer:
     """Enqueues jobs numbered from 0 until the plan is fulfilled or the time is up; a number taken is a job sent."""
 
-    def __init__(self, plan: Plan, app: Spool, tasks: Sequence[Sender]) -> None:
+    def __init__(self, plan: Plan, app: Spool, tasks: Sequence[Sender], look: Callable[[], None] = _ignore) -> None:
+        """``look`` is called some times a second while jobs are enqueued, from one thread at a time."""
         self._plan, self._app, self._tasks = plan, app, tasks
+        self._look = look
         self._random = random.Random(_SEED)  # noqa: S311 - for arrivals, the same in every run
         self._gaps = 0.0
         self._data = "x" * plan.payload
@@ -92,10 +99,16 @@ class Producer:
     def _calls(self) -> Iterator[Call]:
         tasks, data, ids, called, now = self._tasks, self._data, self._ids, self._called, time.monotonic_ns
         calls = [task.call for task in tasks]
+        pause = self.began
         for number in range(self._plan.jobs):
-            called[number] = at = now()
-            if at > self.deadline:
-                return
+            at = now()
+            if at > pause:
+                self._look()
+                at = now()
+                if at > self.deadline:
+                    return
+                pause = min(self.deadline, at + _LOOK_NS)
+            called[number] = at
             made = calls[number % len(calls)](data, number)
             ids[number] = made.job.id
             self._taken = number + 1
@@ -113,17 +126,31 @@ class Producer:
         try:
             await asyncio.gather(*(self._app.broker.acall(Stats(QUEUE)) for _ in callers))
             self._begin()
-            await asyncio.gather(*(caller() for _ in callers))
-            self.ended = time.monotonic_ns()
+            looking = asyncio.create_task(self._keep_looking())
+            try:
+                await asyncio.gather(*(caller() for _ in callers))
+                self.ended = time.monotonic_ns()
+            finally:
+                looking.cancel()
         finally:
             await self._app.aclose()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_NS / 1e9)
+            await asyncio.to_thread(self._look)  # which may ask the store, and wait for its answer
 
     def _open_loop(self) -> None:
         threads = min(_MAX_THREADS, 2 + int(self._plan.rate / _RATE_PER_THREAD))
         with ThreadPoolExecutor(threads, "spool-bench") as pool:
             try:
                 ready = threading.Barrier(threads, self._begin)
-                for caller in [pool.submit(self._paced_caller, ready) for _ in range(threads)]:
+                callers = [pool.submit(self._paced_caller, ready) for _ in range(threads)]
+                while wait(callers, _LOOK_NS / 1e9, FIRST_EXCEPTION).not_done:
+                    self._look()
+                    if any(caller.done() and caller.exception() for caller in callers):
+                        break
+                for caller in callers:
                     caller.result()
                 self.ended = time.monotonic_ns()
             finally:

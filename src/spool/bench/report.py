@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,9 +11,13 @@ import msgspec
 from spool.bench.account import Percentiles
 from spool.bench.plan import Plan
 from spool.bench.result import BenchResult, Measured
+from spool.bench.scale import Axis, Law, Scaling
 
 TARGETS: Final = {"throughput": 2500.0, "errors": 0.1, "p99": 50.0, "memory": 500.0}
 """Jobs per second, percent of the jobs, milliseconds, megabytes."""
+
+
+_OWN_PREFIX: Final = re.compile(r"[?&]prefix=spool-bench-\w+")
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -62,6 +67,66 @@ def targets(document: BenchResult, wanted: Mapping[str, float] = TARGETS) -> lis
             f"highest RSS of the {workers} worker processes, summed; shared pages counted in each",
         ),
     ]
+
+
+def store_name(document: BenchResult) -> str:
+    """Return where it ran, without the name that a store gets for one run: two runs on one server read alike."""
+    url = document.broker.url
+    if document.broker.kind == "sqlite" and "/spool-bench-" in url:
+        return "a temporary SQLite file"
+    return _OWN_PREFIX.sub("", url)
+
+
+def head(document: BenchResult) -> list[str]:
+    """Return what was run, on what, and with whom ready: three lines."""
+    plan, machine = document.config, document.machine
+    kind = plan.task.target if plan.task else plan.kind
+    ready = "workers were ready before the first job was enqueued"
+    if plan.warmup:
+        ready += f", and had run {plan.warmup:,} that do not count"
+    what = (
+        f"{plan.jobs:,} {kind} jobs of {plan.payload:,} bytes, {plan.workers} worker "
+        f"{'process' if plan.workers == 1 else 'processes'} × {plan.concurrency}, on {store_name(document)}"
+    )
+    versions = f"spool {document.versions['spool']}, Python {document.versions['python']}"
+    return [
+        what,
+        f"{versions}, {machine.cores} cores, {machine.processor}",
+        "all jobs enqueued before the workers started" if plan.prefill else ready,
+    ]
+
+
+_SCALING_HEADS: Final[dict[Axis, str]] = {"workers": "Workers", "payload": "Payload", "jobs": "Depth"}
+
+
+def scaling_rows(found: Scaling) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the heads and the rows of a table: one for each value, all of them figures."""
+    heads = (_SCALING_HEADS[found.axis], "Drain", "Speed-up", "Efficiency", "Start p50", "Start p99", "Memory")
+    rows: list[tuple[str, ...]] = []
+    for index, (value, each) in enumerate(zip(found.values, found.results, strict=True)):
+        result = each.result
+        efficiency = found.efficiency(index) if found.axis == "workers" else None
+        rows.append(
+            (
+                f"{value:,}",
+                _figure(result.drain_per_s, "/s", 0),
+                _figure(found.speed_up(index), "", 2),
+                _figure(efficiency, "", 2),
+                _figure(result.latency_ms.start.p50, " ms", 1),
+                _figure(result.latency_ms.start.p99, " ms", 1),
+                _figure(result.memory_mb.pss, " MB", 0),
+            )
+        )
+    return heads, rows
+
+
+def law_line(law: Law) -> str:
+    """Return the law in words."""
+    peak = f"most throughput with {law.peak:.0f} workers" if law.peak else "no end to it in sight"
+    return (
+        f"universal scalability law: {law.rate:,.0f}/s of one worker, "
+        f"contention {law.contention:.4f}, coherence {law.coherence:.5f}; {peak}"
+    )
 
 
 def error_rate(result: Measured) -> float:

@@ -10,6 +10,7 @@ from spool.bench.account import Percentiles
 from spool.bench.calibrate import Calibration
 from spool.bench.machine import Machine, Memory
 from spool.bench.plan import Plan
+from spool.bench.series import Series, Spread
 
 SCHEMA: Final = 1
 """Raised when a field goes away or changes its meaning; new ones may come without."""
@@ -88,3 +89,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """All repetitions, in their order."""
     calibrations: list[Calibration] = []
     """How fast the machine was, before and after each repetition."""
+    series: Series | None = None
+    """What happened when, in the run that ``result`` is of; None in documents from before there was any."""
+    spread: Spread | None = None
+    """How long jobs of that run took, as distributions."""

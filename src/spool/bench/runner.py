@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal
@@ -17,14 +17,15 @@ from spool.app import Spool
 from spool.bench import load
 from spool.bench.account import Account, Books, account, rows
 from spool.bench.calibrate import Calibration, calibrate
-from spool.bench.machine import Memory, cpu_seconds, family, machine, memory_of, versions
+from spool.bench.machine import Memory, MemoryTrace, cpu_seconds, family, machine, memory_of, versions
 from spool.bench.plan import Plan
 from spool.bench.produce import Producer
 from spool.bench.result import BenchResult, Latency, Measured, Store
+from spool.bench.series import Series, Spread, series, spread
 from spool.bench.usertask import UserTask
 from spool.broker import Broker, Find, Get, Stats
 from spool.broker.scratch import scratch
-from spool.errors import BenchError
+from spool.errors import BenchError, BrokerUnavailable
 from spool.job import State
 from spool.supervisor import Fleet, WorkerOptions
 
@@ -36,6 +37,7 @@ OnStage = Callable[[Stage, int], None]
 """Told the stage that begins, or goes on, and how many jobs have ended so far."""
 
 _POLL_SECONDS: Final = 0.05
+_REPORT_SECONDS: Final = 0.25
 _IN_STORE: Final = (State.SCHEDULED, State.READY, State.PARKED, State.SUSPECT, State.RUNNING, State.DEAD)
 
 
@@ -56,7 +58,7 @@ def run(
     used, `EnqueueInterrupted` if not all jobs could be enqueued, and `BenchError` if the warm-up does not end.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    runs: list[Measured] = []
+    runs: list[Run] = []
     calibrations: list[Calibration] = []
     where = ""
     for _ in range(repeat):
@@ -69,15 +71,18 @@ def run(
                 calibrations += calibrate(bench.app.broker)
             finally:
                 bench.app.close()
+    median = sorted(runs, key=lambda each: each.measured.per_s or 0.0)[len(runs) // 2]
     return BenchResult(
         started=started,
         config=plan,
         broker=Store(where.partition(":")[0], where),
         versions={"spool": __version__, **versions()},
         machine=machine(),
-        result=sorted(runs, key=lambda each: each.per_s or 0.0)[len(runs) // 2],
-        runs=runs,
+        result=median.measured,
+        runs=[each.measured for each in runs],
         calibrations=calibrations,
+        series=median.series,
+        spread=median.spread,
     )
 
 
@@ -93,12 +98,20 @@ def _senders(plan: Plan, store: str, work: load.Load) -> tuple[Spool, Sequence[S
     return app, tasks if plan.priority == "normal" else [task.options(priority=plan.priority) for task in tasks]
 
 
+class Run(msgspec.Struct, frozen=True):
+    """What came out of one run."""
+
+    measured: Measured
+    series: Series
+    spread: Spread
+
+
 class _Bench:
     """One run."""
 
     def __init__(self, plan: Plan, store: str, directory: Path, on_stage: OnStage | None) -> None:
         self._plan, self._directory = plan, directory
-        self._on_stage = on_stage or _ignore
+        self._listened, self._on_stage = on_stage is not None, on_stage or _ignore
         work = load.Load(plan.kind, plan.work_ms / 1000, plan.failing)
         self.app, senders = _senders(plan, store, work)
         self.url = self.app.broker.url
@@ -111,11 +124,14 @@ class _Bench:
             grace=1.0,
             log_level="error" if plan.kind in ("failing", "task") else "warning",  # which would tell of each failure
         )
-        self._producer = Producer(plan, self.app, senders)
+        self._producer = Producer(plan, self.app, senders, self._look)
+        self._next_report = 0.0
         self._warm: dict[str, int] = {}
         """The store's totals after the warm-up."""
+        self._fleet_now: Fleet | None = None
+        self._trace = MemoryTrace()
 
-    def run(self, raw: IO[bytes] | None = None) -> Measured:
+    def run(self, raw: IO[bytes] | None = None) -> Run:
         if self._plan.prefill:
             self._produce()
             with self._fleet() as fleet:
@@ -134,6 +150,7 @@ class _Bench:
         with Fleet(self._options) as fleet:
             try:
                 fleet.wait_ready()
+                self._fleet_now = fleet
                 yield fleet
             except BaseException:
                 fleet.kill()  # the store goes as well: there is nothing to hand back
@@ -163,27 +180,40 @@ class _Bench:
         self._on_stage("enqueueing", 0)
         self._producer.run()
 
+    def _look(self) -> None:
+        """Look at the workers' memory, and say how far it is, while jobs are enqueued."""
+        if self._fleet_now is not None:
+            self._trace.look(self._fleet_now.pids)
+        now = time.monotonic()
+        # It costs the store a question, so nobody asks if nobody listens.
+        if self._listened and now >= self._next_report:
+            self._next_report = now + _REPORT_SECONDS
+            with suppress(BrokerUnavailable):  # what it means for the run, the producer will say
+                self._on_stage("enqueueing", self._ended())
+
     def _drain(self, fleet: Fleet, cpu_before: float) -> tuple[Memory, float]:
         """Wait until all jobs have ended, or the time is up, and look at the processes while they are there."""
         jobs = len(self._producer.ids)
         while True:
             ended = self._ended()
             self._on_stage("draining", ended)
+            self._trace.look(fleet.pids)
             if ended >= jobs or time.monotonic_ns() > self._producer.deadline:
                 break
             time.sleep(_POLL_SECONDS)
         pids = family(fleet.pids)
         return memory_of(pids), cpu_seconds(pids) - cpu_before
 
-    def _close_books(self, memory: Memory, cpu: float, raw: IO[bytes] | None) -> Measured:
+    def _close_books(self, memory: Memory, cpu: float, raw: IO[bytes] | None) -> Run:
         self._on_stage("closing the books", self._plan.jobs)
         producer, broker = self._producer, self.app.broker
+        notes = load.read_notes(self._directory)
         books = Books(
             ids=producer.ids,
             called=producer.called,
             due=producer.due,
             starts=load.read_starts(self._directory, producer.ids if self._plan.task else ()),
-            notes=load.read_notes(self._directory),
+            notes=[note for each in notes.values() for note in each],
             found={},
             began=producer.began,
         )
@@ -195,7 +225,8 @@ class _Bench:
         if raw is not None:
             encode = msgspec.json.Encoder().encode
             raw.writelines(encode(row) + b"\n" for row in rows(books))
-        return _measured(self._plan, producer, closed, totals=self._totals(), memory=memory, cpu=cpu)
+        measured = _measured(self._plan, producer, closed, totals=self._totals(), memory=memory, cpu=cpu)
+        return Run(measured, series(books, notes, self._trace), spread(books))
 
 
 def _look_for(broker: Broker, ids: Sequence[str]) -> dict[str, State]:

@@ -60,7 +60,7 @@ class Scaling(msgspec.Struct, frozen=True):
     values: list[int]
     results: list[BenchResult]
     law: Law | None
-    """None for an axis other than workers, and for too few values."""
+    """None for an axis other than workers, for too few values, and without scipy (extra ``bench``)."""
     schema: Literal[1] = 1
     kind: Literal["spool-bench-scaling"] = "spool-bench-scaling"
 
@@ -96,8 +96,15 @@ def scale(
             one = msgspec.structs.replace(one, jobs=plan.jobs * value)
         results.append(run(one, url, on_stage(one.jobs) if on_stage else None))
     rates = [each.result.drain_per_s or 0.0 for each in results]
-    law = fit(values, rates) if axis == "workers" and len(values) >= MIN_POINTS and min(rates) > 0 else None
+    law = _law(values, rates) if axis == "workers" and len(values) >= MIN_POINTS and min(rates) > 0 else None
     return Scaling(axis, list(values), results, law)
+
+
+def _law(values: Sequence[int], rates: Sequence[float]) -> Law | None:
+    try:
+        return fit(values, rates)
+    except ImportError:  # what was measured is worth as much without it
+        return None
 
 
 def fit(workers: Sequence[int], rates: Sequence[float]) -> Law:

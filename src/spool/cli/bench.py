@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from spool.cli.loads import json_option, load_options, make_plan, url_option
-from spool.cli.measure import check_file, stoppable
-from spool.cli.output import print_table, write_result
+from spool.cli.loads import html_option, json_option, load_options, make_plan, url_option
+from spool.cli.measure import check_file
+from spool.cli.output import print_table, printable, write_report, write_result
+from spool.cli.progress import staged
 from spool.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,8 +19,10 @@ if TYPE_CHECKING:
     from spool.bench.plan import Kind
     from spool.bench.result import Measured
 
-_CLEAR_LINE = "\r\x1b[K"
-_STAGE_SECONDS = 0.5
+_TARGET_HEADS = ("Metric", "Result", "Target", "Status", "Measured")
+_TARGET_WIDTHS = {"Metric": 11, "Result": 11, "Target": 14, "Status": 6}
+_SUMMARY_HEADS = ("Measure", "Result", "What it is")
+_SUMMARY_WIDTHS = {"Measure": 10, "Result": 45}
 
 repeat_option = click.option(
     "--repeat",
@@ -44,6 +44,7 @@ def bench() -> None:
 @bench.command(short_help="A fixed small load, against the project's targets.")
 @url_option
 @json_option
+@html_option
 @click.option(
     "--target",
     "wanted",
@@ -53,7 +54,9 @@ def bench() -> None:
 )
 @click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
 @repeat_option
-def quick(*, url: str | None, file: str | None, wanted: tuple[str, ...], check: bool, repeat: int) -> int:
+def quick(
+    *, url: str | None, file: str | None, html: str | None, wanted: tuple[str, ...], check: bool, repeat: int
+) -> int:
     """1,000 jobs of 1 KiB through 4 worker processes, against the project's targets.
 
     Jobs are enqueued one by one from 100 callers at once while the workers run them.
@@ -69,8 +72,9 @@ def quick(*, url: str | None, file: str | None, wanted: tuple[str, ...], check: 
         rows = [
             (each.metric, each.result, each.target, "met" if each.met else "missed", each.measured) for each in lines
         ]
-        print_table(("Metric", "Result", "Target", "Status", "Measured"), rows, numeric=("Result",))
+        print_table(_TARGET_HEADS, rows, numeric=("Result",), widths=_TARGET_WIDTHS)
     write_result(document, file)
+    write_report(document, html)
     return int(check and not all(each.met for each in lines))
 
 
@@ -92,6 +96,7 @@ def _target(text: str) -> tuple[str, float]:
 @load_options
 @url_option
 @json_option
+@html_option
 @click.option(
     "--raw",
     type=click.Path(dir_okay=False, writable=True),
@@ -99,7 +104,9 @@ def _target(text: str) -> tuple[str, float]:
     help="Write a line of JSON for each job here: when it was due, called, started, ended.",
 )
 @repeat_option
-def custom(*, jobs: int, url: str | None, file: str | None, raw: str | None, repeat: int, **load: Any) -> int:
+def custom(
+    *, jobs: int, url: str | None, file: str | None, html: str | None, raw: str | None, repeat: int, **load: Any
+) -> int:
     """Carry a load of your own. Without --rate or --producers jobs are enqueued in bulk.
 
     With --task each job is the same call of a task of yours, which runs as it is declared, in its app's middlewares and
@@ -107,15 +114,14 @@ def custom(*, jobs: int, url: str | None, file: str | None, raw: str | None, rep
 
     Exits with 1 if a job was lost, run twice, not ended in time, or failed and was not meant to.
     """
-    from spool.bench.report import summary
-
     plan = make_plan(jobs, **load)
     with Path(raw).open("wb") if raw else nullcontext() as log:
         document = _run(plan, url, repeat, log)
     if file != "-":
         head(document)
-        print_table(("Measure", "Result", "What it is"), summary(document), numeric=("Result",))
+        show_summary(document)
     write_result(document, file)
+    write_report(document, html)
     return int(any(_went_wrong(run, plan.kind) for run in document.runs))
 
 
@@ -125,55 +131,23 @@ def _went_wrong(run: Measured, kind: Kind) -> bool:
 
 
 def _run(plan: Plan, url: str | None, repeat: int, raw: IO[bytes] | None = None) -> BenchResult:
-    """Run a plan, with its stages on stderr if that is a terminal."""
+    """Run a plan, with its progress on stderr if that is a terminal."""
     from spool.bench import run
 
-    with staged() as stages:
+    with staged(repeat) as stages:
         return run(plan, url, stages(plan.jobs) if stages else None, repeat=repeat, raw=raw)
 
 
-@contextmanager
-def staged() -> Generator[type[Stages] | None]:
-    """Let Ctrl-C and SIGTERM end a run in order. Gives what shows its stages, if stderr is a terminal."""
-    with stoppable():
-        if not sys.stderr.isatty():
-            yield None
-            return
-        try:
-            yield Stages
-        finally:
-            click.echo(_CLEAR_LINE, nl=False, err=True)
+def show_summary(document: BenchResult) -> None:
+    """Print what was measured, and what each figure is."""
+    from spool.bench.report import summary
 
-
-class Stages:
-    """One line about how far a run is, written anew now and then: no animation takes part in what is measured."""
-
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
-        self._last = ("", 0.0)
-
-    def __call__(self, stage: str, ended: int) -> None:
-        last, at = self._last
-        now = time.monotonic()
-        if stage != last or now - at > _STAGE_SECONDS:
-            self._last = (stage, now)
-            click.echo(f"{_CLEAR_LINE}{stage}: {ended:,} of {self._jobs:,} jobs have ended", nl=False, err=True)
+    print_table(_SUMMARY_HEADS, summary(document), numeric=("Result",), widths=_SUMMARY_WIDTHS)
 
 
 def head(document: BenchResult, varied: str = "") -> None:
     """Say what was run, where."""
-    plan, machine = document.config, document.machine
-    kind = plan.task.target if plan.task else plan.kind
-    click.echo(
-        f"{plan.jobs:,} {kind} jobs of {plan.payload:,} bytes, {plan.workers} worker "
-        f"{'process' if plan.workers == 1 else 'processes'} × {plan.concurrency}, on {document.broker.url}\n"
-        + (f"and the same with {varied}\n" if varied else "")
-        + f"spool {document.versions['spool']}, Python {document.versions['python']}, "
-        f"{machine.cores} cores, {machine.processor}\n"
-        + (
-            "all jobs enqueued before the workers started\n"
-            if plan.prefill
-            else "workers were ready before the first job was enqueued"
-            + (f", and had run {plan.warmup:,} that do not count\n" if plan.warmup else "\n")
-        )
-    )
+    from spool.bench.report import head
+
+    first, *rest = map(printable, head(document))
+    click.echo("\n".join([first, *([f"and the same with {varied}"] if varied else []), *rest]) + "\n")

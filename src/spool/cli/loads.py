@@ -32,6 +32,12 @@ json_option = click.option(
     callback=check_file,
     help="Write the result here; - is stdout only.",
 )
+html_option = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, writable=True),
+    callback=check_file,
+    help="Write a report here: one page, with plots, that needs nothing else.",
+)
 kind_option = click.option(
     "--kind", type=click.Choice(_KINDS), default="noop", show_default=True, help="What a job does."
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,9 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from spool.bench import BenchResult
+    from spool.bench.scale import Scaling
+
 
 def console() -> Console:
     """Return a console on stdout; as wide as the text where that is no terminal."""
@@ -21,8 +24,27 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numeric: Iterable[str] = ()) -> None:
-    """Print rows under column heads; columns named in ``numeric`` are aligned to the right."""
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    numeric: Iterable[str] = (),
+    widths: Mapping[str, int] | None = None,
+) -> None:
+    """Print rows under column heads; columns named in ``numeric`` are aligned to the right.
+
+    Where stdout is no terminal, ``widths`` gives columns a width that does not depend on what is in them, and a figure
+    that needs more moves the rest of its own line alone: a diff of two outputs has the lines whose figures differ.
+    """
+    if widths is not None and not sys.stdout.isatty():
+        right = set(numeric)
+        for row in (columns, *rows):
+            cells = [
+                f"{printable(cell):{'>' if name in right else '<'}{widths.get(name, len(name))}}"
+                for name, cell in zip(columns, row, strict=True)
+            ]
+            click.echo("  ".join(cells).rstrip())
+        return
     from rich.table import Table
     from rich.text import Text
 
@@ -61,6 +83,19 @@ def write_result(document: object, file: str | None) -> None:
             Path(file).write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write the result to {file}: {error}") from error
+
+
+def write_report(document: BenchResult | Scaling, file: str | None) -> None:
+    """Write a benchmark's result as a page; None writes nothing. Raises `ConfigError`."""
+    if file is None:
+        return
+    from spool.bench.page import page
+    from spool.errors import ConfigError
+
+    try:
+        Path(file).write_text(page(document), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write the report to {file}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
 
-from spool.cli.bench import head, staged
-from spool.cli.loads import WORK_MS, json_option, kind_option, url_option, work_option
-from spool.cli.output import print_table, write_result
+from spool.cli.bench import head
+from spool.cli.loads import WORK_MS, html_option, json_option, kind_option, url_option, work_option
+from spool.cli.output import print_table, write_report, write_result
+from spool.cli.progress import staged
 
 if TYPE_CHECKING:
     from spool.bench.plan import Kind
     from spool.bench.scale import Axis, Scaling
 
 _THOUSANDS = {"": 1, "k": 1000, "m": 1_000_000}
-_HEADS = {"workers": "Workers", "payload": "Payload", "jobs": "Depth"}
+_WIDTH = 12
+_COLUMNS = 80
+
+plot_option = click.option(
+    "--plot/--no-plot", default=None, help="Draw the throughput below the table; default on a terminal."
+)
 
 
 class Numbers(click.ParamType[list[int]]):
@@ -47,6 +56,8 @@ class Numbers(click.ParamType[list[int]]):
 @work_option
 @url_option
 @json_option
+@html_option
+@plot_option
 def scalability(
     *,
     workers_list: list[int] | None,
@@ -59,6 +70,8 @@ def scalability(
     work_ms: float | None,
     url: str | None,
     file: str | None,
+    html: str | None,
+    plot: bool | None,
 ) -> None:
     """Drain the same load with 1, 2, 4, 8 and 16 worker processes: how far more of them do more.
 
@@ -76,39 +89,36 @@ def scalability(
     axis, values = (given or [("workers", [1, 2, 4, 8, 16])])[0]
     work = WORK_MS.get(kind, 0.0) if work_ms is None else work_ms
     plan = Plan(jobs=jobs, workers=workers, concurrency=concurrency, kind=kind, work_ms=work)
-    with staged() as stages:
+    with staged(len(values)) as stages:
         found = scale(plan, axis, values, url, stages)
     if file != "-":
-        head(found.results[0], f"{axis} {', '.join(f'{value:,}' for value in values)}")
-        _show(found)
+        show_scaling(found, plot=plot)
     write_result(found, file)
+    write_report(found, html)
 
 
-def _show(found: Scaling) -> None:
-    columns = (_HEADS[found.axis], "Drain", "Speed-up", "Efficiency", "Start p50", "Start p99", "Memory")
-    rows: list[tuple[str, ...]] = []
-    for index, (value, each) in enumerate(zip(found.values, found.results, strict=True)):
-        result = each.result
-        speed_up, efficiency = found.speed_up(index), found.efficiency(index) if found.axis == "workers" else None
-        rows.append(
-            (
-                f"{value:,}",
-                _figure(result.drain_per_s, "/s", 0),
-                _figure(speed_up, "", 2),
-                _figure(efficiency, "", 2),
-                _figure(result.latency_ms.start.p50, " ms", 1),
-                _figure(result.latency_ms.start.p99, " ms", 1),
-                _figure(result.memory_mb.pss, " MB", 0),
-            )
-        )
-    print_table(columns, rows, numeric=columns)
-    if (law := found.law) is not None:
-        peak = f"most throughput with {law.peak:.0f} workers" if law.peak else "no end to it in sight"
-        click.echo(
-            f"\nuniversal scalability law: {law.rate:,.0f}/s of one worker, "
-            f"contention {law.contention:.4f}, coherence {law.coherence:.5f}; {peak}"
-        )
+def show_scaling(found: Scaling, *, plot: bool | None = None) -> None:
+    """Say what was run, print a row for each value, and the law; and ``plot``, by default on a terminal."""
+    from spool.bench.report import law_line, scaling_rows
+
+    head(found.results[0], f"{found.axis} {', '.join(f'{value:,}' for value in found.values)}")
+    heads, rows = scaling_rows(found)
+    print_table(heads, rows, numeric=heads, widths=dict.fromkeys(heads, _WIDTH))
+    if found.law is not None:
+        click.echo(f"\n{law_line(found.law)}")
+    elif found.axis == "workers" and find_spec("scipy") is None:
+        click.echo("no law: it needs scipy (pip install 'spool-queue[bench]')", err=True)
+    if sys.stdout.isatty() if plot is None else plot:
+        _plot(found)
 
 
-def _figure(value: float | None, unit: str, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}{unit}"
+def _plot(found: Scaling) -> None:
+    from spool.bench.plot import plot
+
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _COLUMNS
+    try:
+        drawn = plot(found, columns)
+    except ImportError:
+        click.echo("no plot: it needs plotext (pip install 'spool-queue[bench]')", err=True)
+    else:
+        click.echo(f"\n{drawn}")

@@ -16,7 +16,7 @@ GUARANTEE = "at least once (acks_late), redelivered after 1 h of visibility time
 SHARE = 0.02
 
 app = Celery("bench", broker=os.environ["PEERS_REDIS"], backend=os.environ["PEERS_REDIS"])
-app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, worker_prefetch_multiplier=64)
+app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True)
 app.conf.update(task_serializer="json", result_serializer="json", result_expires=3600, worker_hijack_root_logger=False)
 store = redis.Redis.from_url(os.environ["PEERS_REDIS"])
 notes = tally.here()
@@ -37,8 +37,9 @@ def hold(data: str, number: int) -> dict[str, bool]:
     return {"processed": True}
 
 
-def _worker(processes: int) -> list[str]:
-    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "ERROR"]
+def _worker(processes: int, prefetch: int) -> list[str]:
+    options = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "ERROR"]
+    options += ["--prefetch-multiplier", str(prefetch)]
     return [
         "-m",
         "celery",
@@ -49,12 +50,12 @@ def _worker(processes: int) -> list[str]:
         "prefork",
         "-c",
         str(processes),
-        *quiet,
+        *options,
     ]
 
 
-WORKERS = {"": Worker("prefork, 1 process, acks_late, prefetch ×64", _worker(1))}
-KILLED = Worker("prefork, 4 processes, acks_late", _worker(4))
+WORKERS = {"": Worker("prefork, 1 process, acks_late, prefetch ×64", _worker(1, 64))}
+KILLED = Worker("prefork, 4 processes, acks_late, prefetch ×1", _worker(4, 1))
 
 
 def send(number: int, *, held: bool = False) -> str:

@@ -9,6 +9,9 @@ DATA = "x" * 1024
 HELD_SECONDS = float(os.environ.get("PEERS_HELD", "2"))
 """How long the jobs of the kill test take; less in our own tests."""
 
+URL = "{url}"
+"""Stands for the store's URL in a worker's command; each step and each kill test has a store of its own."""
+
 
 class Worker(NamedTuple):
     """How one worker process is started, and what is to be told of its settings."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.environment import ROOT, python_of
+from benchmarks.peers.peer import URL
 from benchmarks.peers.tally import PLACE
 from spool.bench.machine import family
 
@@ -30,6 +31,7 @@ class Bench:
     def __init__(self, module: str, url: str, place: Path) -> None:
         self.module = module
         self.place = place
+        self._url = url
         self._python = str(python_of(module))
         self._environment = os.environ | {
             "PEERS_REDIS": url,
@@ -62,7 +64,7 @@ class Bench:
     def worker(self, command: Sequence[str], slots: int = 0) -> Generator["Worker"]:
         with (self.place / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                [self._python, *command],
+                [self._python, *(self._url if part == URL else part for part in command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -13,7 +13,7 @@ from docket import worker as docket_worker
 from docket.execution import Execution
 
 from benchmarks.peers import tally
-from benchmarks.peers.peer import DATA, HELD_SECONDS, Worker
+from benchmarks.peers.peer import DATA, HELD_SECONDS, URL, Worker
 
 PACKAGE = "pydocket"
 GUARANTEE = "at least once; redelivered after 5 min"
@@ -42,7 +42,7 @@ async def hold(data: str, number: int) -> dict[str, bool]:
 tasks = [noop, hold]
 
 
-_PLACE = ["--tasks", "benchmarks.peers.pydocket:tasks", "--docket", "bench", "--url", os.environ["PEERS_REDIS"]]
+_PLACE = ["--tasks", "benchmarks.peers.pydocket:tasks", "--docket", "bench", "--url", URL]
 WORKERS = {
     "": Worker("100 slots, check every 5 ms, uvloop", ["-m", "benchmarks.peers.pydocket"]),
 }

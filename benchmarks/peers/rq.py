@@ -9,7 +9,7 @@ from rq import Queue, Retry
 from rq.job import Job
 
 from benchmarks.peers import tally
-from benchmarks.peers.peer import DATA, HELD_SECONDS, Worker
+from benchmarks.peers.peer import DATA, HELD_SECONDS, URL, Worker
 
 PACKAGE = "rq"
 GUARANTEE = "at least once with Retry, as in the kill test (by default the job fails); seen by a check every 10 min"
@@ -33,7 +33,7 @@ def hold(data: str, number: int) -> dict[str, bool]:
     return {"processed": True}
 
 
-_PLACE = ["--url", os.environ["PEERS_REDIS"], "--quiet"]
+_PLACE = ["--url", URL, "--quiet"]
 WORKERS = {
     "": Worker("SimpleWorker", ["-m", "rq.cli", "worker", "-w", "rq.worker.SimpleWorker", *_PLACE, "bench"]),
 }

@@ -42,9 +42,7 @@ async def look(context: dict[str, Any]) -> None:
     await queue.sweep()
 
 
-settings = {"queue": queue, "functions": [noop, hold], "concurrency": slots(50)}
-if slots(50) == 50:  # not in the kill test, where this is what brings the jobs back
-    settings["startup"] = look
+settings = {"queue": queue, "functions": [noop, hold], "concurrency": slots(50), "startup": look}
 _WORKER = ["-m", "saq", "benchmarks.peers.saq.settings", "--quiet"]
 WORKERS = {"": Worker("50 slots, uvloop", _WORKER)}
 KILLED = Worker("4 slots", _WORKER, slots=4)

@@ -35,7 +35,10 @@ What is measured, in each round, for each peer in turn:
 * **memory**: PSS over all processes of the worker, so that pages they share count once; idle after 20 jobs, and at the
   end of the drain.
 
-Once per peer, all at the same time since it needs no processor, each on a Redis server of its own: 20 jobs of 2 s on
-4 slots (defaults otherwise), SIGKILL for every process of the worker one second into the second four, a new worker at
-once. Counted are jobs that ended and have a result.
+Once per peer, each on a Redis server of its own: 20 jobs of 2 s on 4 slots (defaults otherwise, but for what makes
+delivery at least once), SIGKILL for every process of the worker one second into the second four, a new worker at once.
+Workers are started and killed one peer after the other; what comes then runs for all at once, since it needs no
+processor. Counted are jobs that ended and have a result.
+
+On a busy machine the figures say little, the ratios included: a peer with more threads gets a larger share of it.
 """

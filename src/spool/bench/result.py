@@ -7,6 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from spool.bench.account import Percentiles
+from spool.bench.breakdown import Breakdown
 from spool.bench.calibrate import Calibration
 from spool.bench.machine import Machine, Memory
 from spool.bench.plan import Plan
@@ -87,4 +88,6 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     runs: list[Measured] = []
     """All repetitions, in their order."""
     calibrations: list[Calibration] = []
+    breakdown: Breakdown | None = None
+    """Where the time goes: of ``spool bench profiled`` only."""
     """How fast the machine was, before and after each repetition."""

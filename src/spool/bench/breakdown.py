@@ -22,7 +22,8 @@ from typing import Final, Literal
 import msgspec
 
 from spool.bench.sampler import RUNS, Sample
-from spool.bench.timing import Note, Ran, Step, Trip
+from spool.bench.timing import LEFT, Note, Ran, Step, Trip
+from spool.job import PROCESS
 
 JOB_ROWS: Final = {
     "enqueue": "enqueue: call to acknowledgement",
@@ -45,13 +46,13 @@ WORKER_ROWS: Final = {
     "blocked": "blocked in a system call on the loop",
     "handler_elsewhere": "idle: handlers compute in threads or processes",
     "slots": "idle: jobs wait, and there are no slots for others",
-    "broker": "idle: waiting for the broker's replies",
+    "broker": "idle: waiting for the broker",
     "nothing": "idle: nothing to do",
 }
 STORE_ROWS: Final = {
     "scripts": "in Redis: scripts, by its commandstats",
     "processor": "in Redis: processor time, of all that it did",
-    "cpu": "in SQLite's thread: on a processor",
+    "cpu": "in SQLite's thread: on a processor, or ready for one",
     "disk": "in SQLite's thread: reading, writing, waiting for the disk",
     "gil": "in SQLite's thread: waiting for the interpreter or its turn",
 }
@@ -237,9 +238,9 @@ def _wait(sample: Sample, threads: Mapping[int, str], kind: TaskKind) -> str:
     if handlers or sample.children:
         return "handler_elsewhere"
     # A worker that neither claims nor listens for work has no slots for any, if it holds jobs.
-    if held and not claiming and (not listening or (kind == "process" and not listening & 2)):
+    if held and not claiming and (not listening or (kind == "process" and not listening & 1 << PROCESS)):
         return "slots"
-    return "broker" if claiming or (settling and not listening) else "nothing"
+    return "broker" if claiming or listening & LEFT or (settling and not listening) else "nothing"
 
 
 def _between(window: Window, values: Sequence[int]) -> float:

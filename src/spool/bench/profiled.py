@@ -108,7 +108,7 @@ def profiled(
     ]
     return Profiled(
         document=msgspec.structs.replace(
-            _joined(free), breakdown=_breakdown(plan, lookers, pairs_found, sqlite=first.broker.kind == "sqlite")
+            _joined(free), breakdown=breakdown_of(plan, lookers, pairs_found, sqlite=first.broker.kind == "sqlite")
         ),
         cpu=_merged([each.profile for each in lookers]),
         memory=memory.workers,
@@ -284,9 +284,10 @@ class MemoryWatch:
 # What it comes to
 
 
-def _breakdown(
+def breakdown_of(
     plan: Plan, lookers: Sequence[Looker], pairs: Sequence[tuple[float, float]], *, sqlite: bool
 ) -> Breakdown:
+    """Return what those who looked on found; ``pairs`` are drain rates without and with looking."""
     jobs = sum(looker.jobs for looker in lookers)
     windows = [window for looker in lookers for window in looker.windows]
     profile = _merged([looker.profile for looker in lookers])

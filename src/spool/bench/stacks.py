@@ -15,6 +15,8 @@ _READING: Final = frozenset({"read", "_read", "_value", "read_record", "read_arg
 _WRITING: Final = frozenset({"done", "encode_result", "write_result", "encode_ending", "_to_builtin", "_problem"})
 _WORKER: Final = ("executor/", "payload.py", "task.py", "job.py", "worker/", "report.py", "retry.py", "app.py")
 """What runs within an attempt and is not the handler."""
+_ELSEWHERE: Final = ("executor/pool.py", "executor/threads.py")
+"""What hands a call to a process or a thread; the libraries that it uses are no handlers."""
 _ASKING: Final = ("broker/", "bench/load.py", "bench/timing.py")
 
 
@@ -32,6 +34,8 @@ def part_of(stack: Sequence[Frame]) -> Part:
     if attempt is None:
         return _outside(names)
     inner = names[attempt + 1 :]
+    if any(file in _ELSEWHERE for _, file in inner):
+        return "loop"
     if any(_is_handler(function, file) for function, file in inner):
         return "handler"
     functions = {function for function, _ in inner}

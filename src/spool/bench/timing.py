@@ -24,7 +24,7 @@ import msgspec
 
 from spool.broker import Broker, Claim, Claimed, Enqueue, Settle, Settled, Verb
 from spool.executor import current_job
-from spool.job import LANES, Snapshot
+from spool.job import LANES, PROCESS, Snapshot
 from spool.settings import TaskKind
 
 R = TypeVar("R")
@@ -33,6 +33,8 @@ Step = Literal["enqueue", "claim", "settle"]
 EVERY: Final = 7
 """Of so many attempts one is timed."""
 _FIELDS: Final = 4
+LEFT: Final = 4
+"""Beside the lanes that are listened to: that there were more jobs than the last claim took."""
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -65,8 +67,8 @@ Note = Trip | Ran | Threads
 class Gauge:
     """What a worker waits for at the moment, in a file that others have mapped as well.
 
-    How many claims are under way, how many settles, for which lanes of work it listens (a bit for each; a lane that has
-    no slot left is not listened to), and how many jobs lie between claim and settle.
+    How many claims are under way, how many settles, for which lanes of work it listens (a bit for each, and `LEFT`; a
+    lane that has no slot left is not listened to), and how many jobs lie between claim and settle.
     """
 
     def __init__(self) -> None:
@@ -95,7 +97,8 @@ class Timing:
 
     def around(self, fn: Callable[..., Any], kind: TaskKind) -> Callable[..., Any]:
         """Return a handler like ``fn``, with its signature, of which every seventh call is noted."""
-        note, now, turn = self._notes.append, time.monotonic_ns, itertools.count()
+        # The fourth of each seven: of jobs that have waited ever longer, the first would have waited less.
+        note, now, turn = self._notes.append, time.monotonic_ns, itertools.count(EVERY // 2 + 1)
         if kind == "async":
 
             @functools.wraps(fn)
@@ -163,6 +166,8 @@ class TimedBroker:
         self._broker = broker
         self._notes = notes
         self._gauge = gauge or Gauge()
+        self._pool = False
+        self._left = 0
 
     @property
     def url(self) -> str:
@@ -193,6 +198,10 @@ class TimedBroker:
             reply = await self._broker.acall(verb)
         finally:
             gauge[0] -= 1
+        # Without a slot in the pool, a claim does not learn of the jobs that wait for one.
+        self._pool = self._pool or verb.slots[PROCESS] > 0
+        if verb.slots[PROCESS] or not self._pool:
+            self._left = LEFT if reply.next_at is not None and reply.next_at <= reply.now else 0
         if reply.jobs:
             gauge[3] += len(reply.jobs)
             self._notes.append(Trip("claim", sent, time.monotonic_ns(), [id for id, _ in reply.jobs]))
@@ -216,7 +225,7 @@ class TimedBroker:
         return await self._broker.aended(queue, id, timeout)
 
     async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
-        self._gauge.values[2] = sum(1 << lane for lane in lanes)
+        self._gauge.values[2] = sum(1 << lane for lane in lanes) | self._left
         try:
             await self._broker.await_work(queues, timeout, lanes)
         finally:

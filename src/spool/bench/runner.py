@@ -70,7 +70,7 @@ def run(
                 runs.append(bench.run(raw))
                 calibrations.append(calibrate(bench.app.broker))
             finally:
-                bench.app.close()
+                bench.close()
     return BenchResult(
         started=started,
         config=plan,
@@ -97,7 +97,7 @@ class Observer(Protocol):
         """Return the producer's broker."""
         ...
 
-    def watching(self, fleet: Fleet, directory: Path) -> AbstractContextManager[None]:
+    def watching(self, fleet: Fleet, directory: Path, /) -> AbstractContextManager[None]:
         """Look at the workers from here on; the directory is the run's. With ``prefill`` the jobs are there by then."""
         ...
 
@@ -127,7 +127,8 @@ class _Bench:
         self._plan, self._directory, self._observer = plan, directory, observer
         self._on_stage = on_stage or _ignore
         work = load.Load(plan.kind, plan.work_ms / 1000, plan.failing)
-        self.app, senders = _senders(plan, observer.broker(store) if observer else store, work)
+        self._sender, senders = _senders(plan, observer.broker(store) if observer else store, work)
+        self.app = Spool(store) if observer else self._sender  # the producer may close what it has been given
         self.url = self.app.broker.url
         target = load.prepare(directory, load.Run(store, work, plan.task, observer is not None and observer.timed))
         self._options = WorkerOptions(
@@ -139,9 +140,13 @@ class _Bench:
             profile=str(directory) if observer else None,  # for its leave to look at the processes
             log_level="error" if plan.kind in ("failing", "task") else "warning",  # which would tell of each failure
         )
-        self._producer = Producer(plan, self.app, senders)
+        self._producer = Producer(plan, self._sender, senders)
         self._warm: dict[str, int] = {}
         """The store's totals after the warm-up."""
+
+    def close(self) -> None:
+        self.app.close()
+        self._sender.close()
 
     def run(self, raw: IO[bytes] | None = None) -> Measured:
         if self._plan.prefill:

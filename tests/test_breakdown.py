@@ -28,7 +28,7 @@ from spool.bench.breakdown import (
 from spool.bench.plan import TaskCall
 from spool.bench.profiled import Looker, breakdown_of, task_kind
 from spool.bench.sampler import Sample, Sampler
-from spool.bench.stacks import part_of, shares
+from spool.bench.stacks import in_handlers, part_of, shares
 from spool.bench.storeload import load_of
 from spool.bench.timing import Ran, Trip
 from spool.chaos.proxy import Network
@@ -184,6 +184,22 @@ def test_only_the_loops_thread_is_divided():
     found = shares(Profile("cpu", CPU_TYPES, samples, 10, 30, 0))
     assert (found["loop"], found["handler"], sum(found.values())) == (0.75, 0.25, 1.0)
     assert set(shares(Profile("cpu", CPU_TYPES, [], 10, 30, 0)).values()) == {0}
+
+
+def test_what_it_takes_to_call_a_handler_in_a_thread_is_not_the_handlers():
+    own = Frame("f", "a.py", 1)
+    work, call, ours = (Frame(name, SPOOL + "executor/threads.py", 1) for name in ("_work", "_ThreadCall._call", "x"))
+    threading = Frame("Thread.run", "/usr/lib/python3/threading.py", 1)
+
+    def stack(*frames: Frame, times: int) -> Stack:
+        return Stack((threading, *frames), (times, times, times), {"thread": "spool-1"})
+
+    samples = [stack(work, times=2), stack(work, call, times=1), stack(work, call, own, times=9)]
+    assert in_handlers(Profile("cpu", CPU_TYPES, samples, 10, 30, 0)) == 0.75
+    assert in_handlers(Profile("cpu", CPU_TYPES, [stack(ours, times=1)], 10, 30, 0)) == 0.0
+    assert in_handlers(Profile("cpu", CPU_TYPES, [stack(own, times=5)], 10, 30, 0)) == 1.0
+    found = worker_sum([window(look(0), look(100, children=1))], {}, 1, "thread", own=0.75)
+    assert (found.us("handler_elsewhere") * 1000, found.us("threads") * 1000) == (75, 25)
 
 
 # The bottleneck

@@ -80,7 +80,7 @@ def bottleneck(worker: Sum, store_busy: float | None, kind: TaskKind, *, sqlite:
         "store" if sqlite or (store_busy or 0.0) >= _BUSY else "round trips": ("broker",),
         "interpreter": ("gil",),
         "processor": ("processor",),
-        "worker": ("decode", "encode", "protocol", "loop"),
+        "worker": ("decode", "encode", "protocol", "loop", "threads"),
         "producer": ("nothing",),
     }
     largest = max(groups, key=lambda name: worker.us(*groups[name]))

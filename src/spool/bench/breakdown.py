@@ -45,6 +45,7 @@ WORKER_ROWS: Final = {
     "gil": "waiting for the interpreter or a lock",
     "blocked": "blocked in a system call on the loop",
     "handler_elsewhere": "idle: handlers compute in threads or processes",
+    "threads": "idle: threads take, start and end handlers' calls",
     "slots": "idle: jobs wait, and there are no slots for others",
     "broker": "idle: waiting for the broker",
     "nothing": "idle: nothing to do",
@@ -182,8 +183,13 @@ def rows_of(names: Mapping[str, str], nanoseconds: Mapping[str, float], clock: f
 # The worker's
 
 
-def worker_sum(windows: Sequence[Window], parts: Mapping[str, float], jobs: int, kind: TaskKind) -> Sum:
-    """Return what the loops' threads did for each job; ``parts`` is how their time on a processor is divided."""
+def worker_sum(
+    windows: Sequence[Window], parts: Mapping[str, float], jobs: int, kind: TaskKind, *, own: float = 1.0
+) -> Sum:
+    """Return what the loops' threads did for each job.
+
+    ``parts`` is how their time on a processor is divided, ``own`` the handlers' share in that of their threads.
+    """
     waits: defaultdict[str, float] = defaultdict(float)
     cpu = delay = clock = 0.0
     count = 0
@@ -195,6 +201,8 @@ def worker_sum(windows: Sequence[Window], parts: Mapping[str, float], jobs: int,
             count += 1
             if sample.main != RUNS:
                 waits[_wait(sample, window.threads, kind)] += length
+    waits["threads"] = waits["handler_elsewhere"] * (1 - own)
+    waits["handler_elsewhere"] *= own
     found = {part: share * cpu for part, share in parts.items()} | {"processor": delay}
     found |= {key: waits.get(key, 0.0) for key in WORKER_ROWS if key not in found}
     each = max(1, jobs)

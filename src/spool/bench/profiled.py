@@ -36,12 +36,13 @@ from spool.bench.plan import Plan
 from spool.bench.result import BenchResult
 from spool.bench.runner import OnStage, run
 from spool.bench.sampler import Sample, Sampler
-from spool.bench.stacks import shares
+from spool.bench.stacks import in_handlers, shares
 from spool.bench.storeload import load_of
 from spool.bench.timing import TimedBroker, Trip, read_notes, thread_names
 from spool.bench.usertask import UserTask
 from spool.broker import Broker, connect
 from spool.profile import CpuRecorder, MemoryRecorder, Profile, merge, read
+from spool.profile.cpu import find_spy
 from spool.supervisor import Fleet
 
 Inside = tuple[dict[str, float], float | None]
@@ -82,6 +83,7 @@ def profiled(
     than the plan's. Raises what `spool.bench.run` raises, and `ConfigError` or `ProfileError` if processes cannot be
     recorded.
     """
+    find_spy()  # rather now than after the first run
     total = 2 * pairs + 2
     on_run("warming up", 1, total)
     first = run(plan, url, on_stage, observer=Bystander())
@@ -294,7 +296,7 @@ def breakdown_of(
     kind = task_kind(plan)
     ended = sum(looker.ended for looker in lookers) or 1
     parts = shares(profile) if profile else {}
-    workers = worker_sum(windows, parts, jobs, kind) if windows else None
+    workers = worker_sum(windows, parts, jobs, kind, own=in_handlers(profile) if profile else 1.0) if windows else None
     inside, busy = sqlite_rows(windows, jobs) if sqlite else _redis(lookers, jobs)
     clock = workers.clock_us * 1000 if workers else 0.0
     return Breakdown(

@@ -55,6 +55,22 @@ def shares(profile: Profile, thread: str = "MainThread") -> dict[str, float]:
     return {part: count / whole for part, count in found.items()}
 
 
+def in_handlers(profile: Profile) -> float:
+    """Return which share of the time of the threads that run handlers is the handlers' own; 1 if they have had none.
+
+    The rest is what it takes to hand calls over: a hundred threads that sleep have to be woken, too.
+    """
+    column = profile.column("samples")
+    own = whole = 0
+    for sample in profile.samples:
+        names = [(_bare(frame.function), _within(frame.file)) for frame in sample.stack]
+        call = next((at for at, name in enumerate(names) if name == ("_call", "executor/threads.py")), len(names))
+        if any(file == "executor/threads.py" for _, file in names):
+            whole += sample.values[column]
+            own += sample.values[column] * any(_is_handler(*name) for name in names[call + 1 :])
+    return own / whole if whole else 1.0
+
+
 def _outside(names: Sequence[tuple[str, str | None]]) -> Part:
     if any(function == "read_record" for function, _ in names):
         return "decode"

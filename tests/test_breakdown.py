@@ -132,6 +132,12 @@ def test_time_on_a_processor_is_the_kernels_and_not_what_samples_say():
     assert found.clock_us * 1000 == 100
 
 
+def test_time_of_which_no_stack_was_seen_is_not_lost():
+    samples = [look(0), look(100, "running", cpu=100)]
+    found = worker_sum([window(*samples)], {"handler": 0.0, "loop": 0.0}, 1, "async")
+    assert (found.us("loop") * 1000, found.unaccounted_us) == (100, 0)
+
+
 def test_windows_of_several_processes_are_one_sum():
     one = window(look(0), look(100))
     found = worker_sum([one, one], {}, 4, "async")

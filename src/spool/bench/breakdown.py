@@ -203,6 +203,8 @@ def worker_sum(
                 waits[_wait(sample, window.threads, kind)] += length
     waits["threads"] = waits["handler_elsewhere"] * (1 - own)
     waits["handler_elsewhere"] *= own
+    if not sum(parts.values()):
+        parts = {"loop": 1.0}  # no stack was seen: too little time for more to be known of it
     found = {part: share * cpu for part, share in parts.items()} | {"processor": delay}
     found |= {key: waits.get(key, 0.0) for key in WORKER_ROWS if key not in found}
     each = max(1, jobs)

@@ -49,3 +49,13 @@ def refusing() -> None:
 
 
 not_a_task = 7
+
+
+@app.task(process=True)
+def in_process_for(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@app.task
+async def blocking(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251 - the mistake that the breakdown is to find

@@ -24,6 +24,7 @@ import msgspec
 from spool.app import Spool
 from spool.bench.account import Claims, Outcome, Settles
 from spool.bench.plan import Kind, TaskCall
+from spool.bench.timing import Timing
 from spool.bench.usertask import UserTask
 from spool.broker import Broker, Claim, Claimed, Done, Settle, Settled, Verb, connect
 from spool.job import LANES, Snapshot
@@ -105,6 +106,8 @@ class Run(msgspec.Struct, frozen=True):
     url: str
     load: Load
     task: TaskCall | None = None
+    timed: bool = False
+    """Whether the processes note where their time goes: see `spool.bench.timing`."""
 
 
 if TYPE_CHECKING:
@@ -124,7 +127,9 @@ def fails(number: int, share: float) -> bool:
     return number * _GOLDEN % 1.0 < share
 
 
-def make(broker: str | Broker, load: Load, notes: Notes) -> tuple[Spool, Sequence[BenchTask]]:
+def make(
+    broker: str | Broker, load: Load, notes: Notes, timing: Timing | None = None
+) -> tuple[Spool, Sequence[BenchTask]]:
     """Return an app on a broker, and the tasks that its jobs are of in turn. What handlers see goes to ``notes``."""
     app = Spool(broker)
     note, seconds, share = notes.starts.extend, load.seconds, load.failing
@@ -155,6 +160,8 @@ def make(broker: str | Broker, load: Load, notes: Notes) -> tuple[Spool, Sequenc
 
     handlers: dict[str, Any] = {"noop": noop, "cpu": cpu, "io": io, "failing": failing}
     names = _MIXED if load.kind == "mixed" else (load.kind,)
+    if timing is not None:
+        handlers = {name: timing.around(handlers[name], "thread" if name == "cpu" else "async") for name in names}
     tasks = {name: app.task(name=f"bench.{name}", queue=QUEUE, retries=0)(handlers[name]) for name in set(names)}
     return app, [tasks[name] for name in names]
 
@@ -246,26 +253,37 @@ def __getattr__(name: str) -> Any:
 def _app(directory: Path) -> Spool:
     run = msgspec.json.decode((directory / "run.json").read_bytes(), type=Run)
     notes = Notes()
-    broker = WatchedBroker(connect(run.url), notes)
+    timing = Timing(directory) if run.timed else None
+    broker: Broker = WatchedBroker(connect(run.url), notes)
+    if timing is not None:
+        broker = timing.broker(broker)
     if run.task is None:
-        app, _ = make(broker, run.load, notes)
+        app, _ = make(broker, run.load, notes, timing)
     else:
-        app = UserTask(run.task).carrier(broker, QUEUE, notes.named)
+        app = UserTask(run.task).carrier(broker, QUEUE, notes.named, timing)
 
     @app.lifespan
     @asynccontextmanager
     async def noting(_: Spool) -> AsyncGenerator[None]:
-        flushing = asyncio.create_task(_keep_flushing(notes, directory))
+        if timing is not None:
+            timing.flush()  # so that there is something to look at from the beginning
+        flushing = asyncio.create_task(_keep_flushing(notes, directory, timing))
         try:
             yield
         finally:
             flushing.cancel()
-            notes.flush(directory)
+            _flush(notes, directory, timing)
 
     return app
 
 
-async def _keep_flushing(notes: Notes, directory: Path) -> None:
+async def _keep_flushing(notes: Notes, directory: Path, timing: Timing | None) -> None:
     while True:
         await asyncio.sleep(_FLUSH_SECONDS)
-        notes.flush(directory)
+        _flush(notes, directory, timing)
+
+
+def _flush(notes: Notes, directory: Path, timing: Timing | None) -> None:
+    notes.flush(directory)
+    if timing is not None:
+        timing.flush()

@@ -7,6 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from spool.bench.account import Percentiles
+from spool.bench.breakdown import Breakdown
 from spool.bench.calibrate import Calibration
 from spool.bench.machine import Machine, Memory
 from spool.bench.plan import Plan
@@ -89,6 +90,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """All repetitions, in their order."""
     calibrations: list[Calibration] = []
     """How fast the machine was, before and after each repetition."""
+    breakdown: Breakdown | None = None
+    """Where the time goes: of ``spool bench profiled`` only."""
     series: Series | None = None
     """What happened when, in the run that ``result`` is of; None in documents from before there was any."""
     spread: Spread | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, Literal
+from typing import IO, TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
@@ -23,7 +23,7 @@ from spool.bench.produce import Producer
 from spool.bench.result import BenchResult, Latency, Measured, Store
 from spool.bench.series import Series, Spread, series, spread
 from spool.bench.usertask import UserTask
-from spool.broker import Broker, Find, Get, Stats
+from spool.broker import Act, Broker, Find, Get, Pause, Resume, Stats
 from spool.broker.scratch import scratch
 from spool.errors import BenchError, BrokerUnavailable
 from spool.job import State
@@ -48,10 +48,12 @@ def run(
     *,
     repeat: int = 1,
     raw: IO[bytes] | None = None,
+    observer: Observer | None = None,
 ) -> BenchResult:
     """Carry out a plan on a store of its own (see `spool.broker.scratch`), ``repeat`` times; return what came out.
 
-    ``raw`` gets a line of JSON for each job (`spool.bench.account.JobRow`), repetition after repetition.
+    ``raw`` gets a line of JSON for each job (`spool.bench.account.JobRow`), repetition after repetition; ``observer``
+    looks on.
 
     Workers have registered with the broker before the first job is enqueued; with ``prefill`` they start when all are.
     Leaves nothing behind. Raises `ConfigError` for a store that is not empty, `BrokerError` for one that cannot be
@@ -63,14 +65,14 @@ def run(
     where = ""
     for _ in range(repeat):
         with scratch(url, "bench") as store, tempfile.TemporaryDirectory(prefix="spool-bench-") as directory:
-            bench = _Bench(plan, store, Path(directory), on_stage)
+            bench = _Bench(plan, store, Path(directory), on_stage, observer)
             where = where or bench.url
             try:
                 calibrations += calibrate(bench.app.broker)
                 runs.append(bench.run(raw))
                 calibrations += calibrate(bench.app.broker)
             finally:
-                bench.app.close()
+                bench.close()
     median = sorted(runs, key=lambda each: each.measured.per_s or 0.0)[len(runs) // 2]
     return BenchResult(
         started=started,
@@ -90,7 +92,30 @@ def _ignore(_: Stage, __: int) -> None:
     pass
 
 
-def _senders(plan: Plan, store: str, work: load.Load) -> tuple[Spool, Sequence[Sender]]:
+class Observer(Protocol):
+    """Looks on while a benchmark runs."""
+
+    timed: bool
+    """Whether worker processes note where their time goes (`spool.bench.timing`)."""
+
+    def broker(self, url: str) -> Broker:
+        """Return the producer's broker."""
+        ...
+
+    def watching(self, fleet: Fleet, directory: Path, /) -> AbstractContextManager[None]:
+        """Look at the workers from here on; the directory is the run's. With ``prefill`` the jobs are there by then."""
+        ...
+
+    def producing(self) -> AbstractContextManager[None]:
+        """Look at the producer while it enqueues."""
+        ...
+
+    def end(self, books: Books, closed: Account, directory: Path) -> None:
+        """Take in what the run came to."""
+        ...
+
+
+def _senders(plan: Plan, store: str | Broker, work: load.Load) -> tuple[Spool, Sequence[Sender]]:
     if plan.task is not None:
         app, calls = UserTask(plan.task).sender(store, load.QUEUE, plan.priority)
         return app, [calls]
@@ -109,39 +134,50 @@ class Run(msgspec.Struct, frozen=True):
 class _Bench:
     """One run."""
 
-    def __init__(self, plan: Plan, store: str, directory: Path, on_stage: OnStage | None) -> None:
-        self._plan, self._directory = plan, directory
+    def __init__(
+        self, plan: Plan, store: str, directory: Path, on_stage: OnStage | None, observer: Observer | None
+    ) -> None:
+        self._plan, self._directory, self._observer = plan, directory, observer
         self._listened, self._on_stage = on_stage is not None, on_stage or _ignore
         work = load.Load(plan.kind, plan.work_ms / 1000, plan.failing)
-        self.app, senders = _senders(plan, store, work)
+        self._sender, senders = _senders(plan, observer.broker(store) if observer else store, work)
+        self.app = Spool(store) if observer else self._sender  # the producer may close what it has been given
         self.url = self.app.broker.url
-        target = load.prepare(directory, load.Run(store, work, plan.task))
+        target = load.prepare(directory, load.Run(store, work, plan.task, observer is not None and observer.timed))
         self._options = WorkerOptions(
             app=target,
             queues=(load.QUEUE,),
             concurrency=plan.concurrency,
             processes=plan.workers,
             grace=1.0,
+            profile=str(directory) if observer else None,  # for its leave to look at the processes
             log_level="error" if plan.kind in ("failing", "task") else "warning",  # which would tell of each failure
         )
-        self._producer = Producer(plan, self.app, senders, self._look)
+        self._producer = Producer(plan, self._sender, senders, self._look)
         self._next_report = 0.0
         self._warm: dict[str, int] = {}
         """The store's totals after the warm-up."""
         self._fleet_now: Fleet | None = None
         self._trace = MemoryTrace()
 
+    def close(self) -> None:
+        self.app.close()
+        self._sender.close()
+
     def run(self, raw: IO[bytes] | None = None) -> Run:
         if self._plan.prefill:
             self._produce()
-            with self._fleet() as fleet:
+            self._hold(Pause())
+            with self._fleet() as fleet, self._watching(fleet):
+                self._hold(Resume())
                 memory, cpu = self._drain(fleet, 0.0)
         else:
             with self._fleet() as fleet:
                 self._warm_up()
-                before = cpu_seconds(family(fleet.pids))
-                self._produce()
-                memory, cpu = self._drain(fleet, before)
+                with self._watching(fleet):
+                    before = cpu_seconds(family(fleet.pids))
+                    self._produce()
+                    memory, cpu = self._drain(fleet, before)
         return self._close_books(memory, cpu, raw)
 
     @contextmanager
@@ -176,9 +212,18 @@ class _Bench:
         totals = self.app.broker.call(Stats(load.QUEUE)).totals
         return {name: total - self._warm.get(name, 0) for name, total in totals.items()}
 
+    def _hold(self, action: Pause | Resume) -> None:
+        """Keep the workers from jobs that are there already until somebody looks."""
+        if self._observer is not None:
+            self.app.broker.call(Act(load.QUEUE, action))
+
+    def _watching(self, fleet: Fleet) -> AbstractContextManager[None]:
+        return self._observer.watching(fleet, self._directory) if self._observer else nullcontext()
+
     def _produce(self) -> None:
         self._on_stage("enqueueing", 0)
-        self._producer.run()
+        with self._observer.producing() if self._observer else nullcontext():
+            self._producer.run()
 
     def _look(self) -> None:
         """Look at the workers' memory, and say how far it is, while jobs are enqueued."""
@@ -222,6 +267,8 @@ class _Bench:
             # No worker noted their end, so the store is asked for them.
             books = msgspec.structs.replace(books, found=_look_for(broker, books.ids))
             closed = account(books)
+        if self._observer is not None:
+            self._observer.end(books, closed, self._directory)
         if raw is not None:
             encode = msgspec.json.Encoder().encode
             raw.writelines(encode(row) + b"\n" for row in rows(books))

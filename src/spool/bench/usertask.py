@@ -17,6 +17,7 @@ import msgspec
 
 from spool.app import Spool
 from spool.bench.plan import TaskCall
+from spool.bench.timing import Timing
 from spool.broker import Broker
 from spool.errors import ConfigError, PayloadError
 from spool.executor import current_job
@@ -54,16 +55,17 @@ class UserTask:
         """Bytes of the arguments as they are stored."""
         return len(self._task.signature.write(self._args, self._kwargs, self._app.max_payload))
 
-    def sender(self, url: str, queue: str, priority: Priority) -> tuple[Spool, Calls]:
+    def sender(self, broker: str | Broker, queue: str, priority: Priority) -> tuple[Spool, Calls]:
         """Return an app on a broker, and what enqueues there."""
-        app = Spool(url, max_payload=self._app.max_payload, dedupe_window=self._app.dedupe_window)
+        app = Spool(broker, max_payload=self._app.max_payload, dedupe_window=self._app.dedupe_window)
         settings = msgspec.structs.replace(self.settings, queue=queue, priority=priority)
         return app, Calls(Task[..., Any](self._task.fn, settings, app).options(), self._args, self._kwargs)
 
-    def carrier(self, broker: Broker, queue: str, noted: Noted) -> Spool:
+    def carrier(self, broker: Broker, queue: str, noted: Noted, timing: Timing | None = None) -> Spool:
         """Return the app that workers are to run: the task on a broker and queue, with its starts noted."""
         app, theirs, settings = Spool(broker), self._app, self.settings
         app.max_payload, app.dedupe_window = theirs.max_payload, theirs.dedupe_window
+        fn = _noting(self._task, noted)
         app.task(
             name=settings.name,
             queue=queue,
@@ -77,7 +79,7 @@ class UserTask:
             max_crashes=settings.max_crashes,
             on_disconnect=settings.on_disconnect,
             process=settings.kind == "process",
-        )(_noting(self._task, noted))
+        )(fn if timing is None else timing.around(fn, settings.kind))
         app.middlewares.extend(theirs.middlewares)
 
         @app.lifespan

@@ -105,13 +105,13 @@ def _prefix(url: str, purpose: str, *, keep: bool) -> Generator[str]:
 
 def _keys(url: str, prefix: str) -> Iterator[bytes]:
     """Yield every key under a prefix, by SCAN: as slow as the whole database is large, and blocking nobody."""
-    with _client(url) as client:
+    with client_of(url) as client:
         yield from client.scan_iter(match=_pattern(prefix), count=_BATCH)
 
 
 def _remove_keys(url: str, prefix: str) -> None:
     # A killed process may have left a last command in its socket: done is what a whole pass finds nothing for.
-    with _client(url) as client:
+    with client_of(url) as client:
         while _remove_once(client, _pattern(prefix)):
             pass
 
@@ -131,7 +131,8 @@ def _pattern(prefix: str) -> str:
 
 
 @contextmanager
-def _client(url: str) -> Generator[Any]:
+def client_of(url: str) -> Generator[Any]:
+    """Yield a plain Redis client for a broker's URL. Raises `BrokerUnavailable` for whatever goes wrong with it."""
     parts = urlsplit(url)
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
     query = urlencode([each for each in parse_qsl(parts.query) if each[0] != "prefix"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from spool import __version__
-from spool.cli import ab, bench, chaos, comparison, dead, jobs, measure, profile, queues, run, scaling, stored
+from spool.cli import ab, bench, chaos, comparison, dead, jobs, measure, profile, profiled, queues, run, scaling, stored
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 
@@ -37,7 +37,7 @@ for _command in (
     chaos.chaos,
 ):
     spool.add_command(_command)
-for _command in (scaling.scalability, comparison.compare, ab.ab, stored.report):
+for _command in (scaling.scalability, profiled.profiled, comparison.compare, ab.ab, stored.report):
     bench.bench.add_command(_command)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from spool.cli.measure import stoppable
 
@@ -21,8 +21,14 @@ _SECONDS: Final = 0.25
 _LAST: Final = "closing the books"
 
 
+class Listener(Protocol):
+    """Makes the listener for runs of so many jobs each; ``what`` says what is special about them."""
+
+    def __call__(self, jobs: int, what: str = "", /) -> OnStage: ...
+
+
 @contextmanager
-def staged(runs: int = 1) -> Generator[Callable[[int], OnStage] | None]:
+def staged(runs: int = 1) -> Generator[Listener | None]:
     """Let Ctrl-C and SIGTERM end a run in order, and show how far it is, if stderr is a terminal.
 
     Gives what makes the listener for runs of so many jobs each. ``runs`` is how many runs there are in all, whether
@@ -39,7 +45,7 @@ def staged(runs: int = 1) -> Generator[Callable[[int], OnStage] | None]:
 
 
 @contextmanager
-def bar(console: Console, runs: int = 1) -> Generator[Callable[[int], OnStage]]:
+def bar(console: Console, runs: int = 1) -> Generator[Listener]:
     """Draw a bar on a console, and remove it at the end. No thread draws it: whoever reports progress does."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -63,10 +69,11 @@ class Stages:
     def __init__(self, progress: Progress, shown: TaskID, runs: int) -> None:
         self._progress, self._shown, self._runs = progress, shown, runs
         self._run = 0
+        self._what = ""
         self._stage: str = _LAST
         self._drawn = 0.0
 
-    def of(self, jobs: int) -> OnStage:
+    def of(self, jobs: int, what: str = "", /) -> OnStage:
         """Return the listener for runs of so many jobs each."""
 
         def listen(stage: Stage, ended: int) -> None:
@@ -74,6 +81,7 @@ class Stages:
             if stage != self._stage:
                 first, self._stage = self._stage == _LAST, stage
                 if first:
+                    self._what = what
                     self._begin(jobs)
             elif now - self._drawn < _SECONDS:
                 return
@@ -87,7 +95,8 @@ class Stages:
         self._progress.reset(self._shown, total=jobs, visible=True, description=self._said(), rate="–/s")
 
     def _said(self) -> str:
-        return (f"run {self._run} of {self._runs}, " if self._runs > 1 else "") + self._stage
+        of = f"run {self._run} of {self._runs}, " if self._runs > 1 else ""
+        return of + (f"{self._what}: " if self._what else "") + self._stage
 
     def _draw(self, ended: int) -> None:
         progress = self._progress

@@ -10,6 +10,7 @@ import click
 from spool.cli.bench import head, show_summary
 from spool.cli.loads import html_option
 from spool.cli.output import write_report
+from spool.cli.profiled import show_breakdown
 from spool.cli.scaling import plot_option, show_scaling
 from spool.errors import ConfigError
 
@@ -34,6 +35,8 @@ def report(*, file: Path, html: str | None, plot: bool | None) -> None:
     else:
         head(found)
         show_summary(found)
+        if found.breakdown is not None:
+            show_breakdown(found.breakdown)
 
 
 def _read(file: Path) -> BenchResult | Scaling:

@@ -223,7 +223,7 @@ def _plain(value: Any) -> str:
 
 def _breakdown(document: BenchResult) -> str:
     """Show where the time goes, if the document says so: sums of rows, each with microseconds and a share."""
-    found: dict[str, Any] | None = msgspec.to_builtins(getattr(document, "breakdown", None))
+    found: dict[str, Any] | None = msgspec.to_builtins(document.breakdown)
     if not found:
         return ""
     parts: list[str] = []

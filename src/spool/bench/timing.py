@@ -1,0 +1,260 @@
+"""What a worker process notes of itself while `spool bench profiled` looks for where its time goes.
+
+Nothing here is in a process that is not being timed. Three things are noted, none of them for each job:
+
+- for each claim and settle, when it was sent and answered, and for which jobs (`Trip`);
+- of every seventh attempt, when its handler was called and when it returned (`Ran`): seven shares no factor with the
+  ten of which a mixed load's jobs come, nor with the sizes of batches;
+- in four numbers that other processes can read (`Gauge`), what the worker is waiting for at the moment.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, cast
+
+import msgspec
+
+from spool.broker import Broker, Claim, Claimed, Enqueue, Settle, Settled, Verb
+from spool.executor import current_job
+from spool.job import LANES, PROCESS, Snapshot
+from spool.settings import TaskKind
+
+R = TypeVar("R")
+Step = Literal["enqueue", "claim", "settle"]
+
+EVERY: Final = 7
+"""Of so many attempts one is timed."""
+_FIELDS: Final = 4
+LEFT: Final = 4
+"""Beside the lanes that are listened to: that there were more jobs than the last claim took."""
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Trip(msgspec.Struct, frozen=True, array_like=True, tag="trip"):
+    """One round trip to the broker: nanoseconds of CLOCK_MONOTONIC, and the jobs that it was about."""
+
+    step: Step
+    sent: int
+    answered: int
+    ids: Sequence[str]
+
+
+class Ran(msgspec.Struct, frozen=True, array_like=True, tag="ran"):
+    """One call of a handler."""
+
+    id: str
+    began: int
+    ended: int
+
+
+class Threads(msgspec.Struct, frozen=True, array_like=True, tag="threads"):
+    """The names of a process's threads by the system's ids."""
+
+    names: dict[int, str]
+
+
+Note = Trip | Ran | Threads
+
+
+class Gauge:
+    """What a worker waits for at the moment, in a file that others have mapped as well.
+
+    How many claims are under way, how many settles, for which lanes of work it listens (a bit for each, and `LEFT`; a
+    lane that has no slot left is not listened to), and how many jobs lie between claim and settle.
+    """
+
+    def __init__(self) -> None:
+        self.values = memoryview(bytearray(8 * _FIELDS)).cast("q")
+
+    def open(self, directory: Path) -> None:
+        """Let others see it from here on: a file of the process that calls."""
+        path = directory / f"{os.getpid()}.gauge"
+        path.write_bytes(self.values)
+        with path.open("r+b") as file:
+            self.values = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+
+
+class Timing:
+    """The notes of one worker process, or of the one that it is forked from, until it begins to `flush` them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._pid = 0
+        self._gauge = Gauge()
+        self._notes: list[Note] = []
+        self._known = 0
+
+    def broker(self, broker: Broker) -> TimedBroker:
+        return TimedBroker(broker, self._notes, self._gauge)
+
+    def around(self, fn: Callable[..., Any], kind: TaskKind) -> Callable[..., Any]:
+        """Return a handler like ``fn``, with its signature, of which every seventh call is noted."""
+        # The fourth of each seven: of jobs that have waited ever longer, the first would have waited less.
+        note, now, turn = self._notes.append, time.monotonic_ns, itertools.count(EVERY // 2 + 1)
+        if kind == "async":
+
+            @functools.wraps(fn)
+            async def timed_async(*args: Any, **kwargs: Any) -> Any:
+                if next(turn) % EVERY:
+                    return await fn(*args, **kwargs)
+                began = now()
+                try:
+                    return await fn(*args, **kwargs)
+                finally:
+                    note(Ran(current_job().id, began, now()))
+
+            return timed_async
+
+        @functools.wraps(fn)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if next(turn) % EVERY:
+                return fn(*args, **kwargs)
+            began = now()
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                note(Ran(current_job().id, began, now()))
+
+        return timed
+
+    def flush(self) -> None:
+        """Write down what is there; handlers in threads may append meanwhile."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._gauge.open(self._directory)
+        threads = threading.enumerate()
+        if len(threads) != self._known:
+            self._known = len(threads)
+            self._notes.append(Threads({each.native_id: each.name for each in threads if each.native_id}))
+        count = len(self._notes)
+        data = b"".join(map(_framed, self._notes[:count]))
+        with (self._directory / f"{self._pid}.timing").open("ab") as file:
+            file.write(data)
+        del self._notes[:count]
+
+
+def _framed(note: Note) -> bytes:
+    body = _encode(note)
+    return len(body).to_bytes(4, "big") + body
+
+
+def read_notes(directory: Path) -> dict[int, list[Note]]:
+    """Return what each process noted, by process id."""
+    decode = msgspec.msgpack.Decoder(Trip | Ran | Threads).decode
+    found: dict[int, list[Note]] = {}
+    for path in sorted(directory.glob("*.timing")):
+        data = memoryview(path.read_bytes())
+        notes = found[int(path.stem)] = []
+        while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "big")):
+            notes.append(decode(data[4 : 4 + size]))
+            data = data[4 + size :]
+    return found
+
+
+class TimedBroker:
+    """A broker that passes everything on, and notes its round trips; with a gauge, also what is under way."""
+
+    def __init__(self, broker: Broker, notes: list[Any], gauge: Gauge | None = None) -> None:
+        self._broker = broker
+        self._notes = notes
+        self._gauge = gauge or Gauge()
+        self._pool = False
+        self._left = 0
+
+    @property
+    def url(self) -> str:
+        return self._broker.url
+
+    def call(self, verb: Verb[R]) -> R:
+        sent = time.monotonic_ns()
+        reply = self._broker.call(verb)
+        if isinstance(verb, Enqueue):
+            self._notes.append(Trip("enqueue", sent, time.monotonic_ns(), [job.id for job in verb.jobs]))
+        return reply
+
+    async def acall(self, verb: Verb[R]) -> R:
+        sent = time.monotonic_ns()
+        if isinstance(verb, Claim):
+            return cast("R", await self._claim(verb, sent))
+        if isinstance(verb, Settle):
+            return cast("R", await self._settle(verb, sent))
+        reply = await self._broker.acall(verb)
+        if isinstance(verb, Enqueue):
+            self._notes.append(Trip("enqueue", sent, time.monotonic_ns(), [job.id for job in verb.jobs]))
+        return reply
+
+    async def _claim(self, verb: Claim, sent: int) -> Claimed:
+        gauge = self._gauge.values
+        if verb.wait:
+            gauge[2] = self._listening(verb.lanes)
+        else:
+            gauge[0] += 1
+        try:
+            reply = await self._broker.acall(verb)
+        finally:
+            if verb.wait:
+                gauge[2] = 0
+                sent = time.monotonic_ns()  # until there was work it was no round trip, but waiting for some
+            else:
+                gauge[0] -= 1
+        # Without a slot in the pool, a claim does not learn of the jobs that wait for one.
+        self._pool = self._pool or verb.slots[PROCESS] > 0
+        if verb.slots[PROCESS] or not self._pool:
+            self._left = LEFT if reply.next_at is not None and reply.next_at <= reply.now else 0
+        if reply.jobs:
+            gauge[3] += len(reply.jobs)
+            self._notes.append(Trip("claim", sent, time.monotonic_ns(), [id for id, _ in reply.jobs]))
+        return reply
+
+    async def _settle(self, verb: Settle, sent: int) -> Settled:
+        gauge, settlements = self._gauge.values, verb.settlements
+        gauge[3] -= len(settlements)
+        gauge[1] += 1
+        try:
+            reply = await self._broker.acall(verb)
+        finally:
+            gauge[1] -= 1
+        self._notes.append(Trip("settle", sent, time.monotonic_ns(), [each.id for each in settlements]))
+        return reply
+
+    def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
+        return self._broker.ended(queue, id, timeout)
+
+    async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
+        return await self._broker.aended(queue, id, timeout)
+
+    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
+        self._gauge.values[2] = self._listening(lanes)
+        try:
+            await self._broker.await_work(queues, timeout, lanes)
+        finally:
+            self._gauge.values[2] = 0
+
+    def _listening(self, lanes: Sequence[int]) -> int:
+        return sum(1 << lane for lane in lanes) | self._left
+
+    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
+        self._broker.await_orders(queues, timeout)
+
+    def close(self) -> None:
+        self._broker.close()
+
+    async def aclose(self) -> None:
+        await self._broker.aclose()
+
+
+def thread_names(notes: Iterable[Note]) -> dict[int, str]:
+    """Return all names that threads of a process had."""
+    names: dict[int, str] = {}
+    for note in notes:
+        if isinstance(note, Threads):
+            names.update(note.names)
+    return names

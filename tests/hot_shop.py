@@ -1,6 +1,7 @@
 """An app whose time and memory go to places that a profile has to find. Its broker is the environment's SPOOL_URL."""
 
 import time
+from pathlib import Path
 
 from spool import Spool
 
@@ -18,12 +19,12 @@ def hoard(kept: list[bytearray]) -> None:
 
 
 @app.task
-def work(seconds: float) -> int:
-    """Take the processor and memory, in a thread, for a while."""
+def work(seconds: float, until: str = "") -> int:
+    """Take the processor and memory, in a thread, for a while, or until there is a file of that name."""
     kept: list[bytearray] = []
     end = time.monotonic() + seconds
     rounds = 0
-    while time.monotonic() < end:
+    while time.monotonic() < end and not (until and Path(until).exists()):
         grind()
         hoard(kept)
         rounds += 1

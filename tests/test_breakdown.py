@@ -349,7 +349,8 @@ def test_a_store_that_is_far_away_is_told_from_one_that_works():
 @needs_linux
 @pytest.mark.timeout(180)
 def test_a_commit_for_each_job_is_the_stores_time():
-    found, _ = looked(Plan(workers=1, jobs=1500, concurrency=1, prefill=True))
+    # Half of the time is on a processor: that the other half is right to 10 % takes many looks.
+    found, _ = looked(Plan(workers=1, jobs=4000, concurrency=1, prefill=True))
     assert found.worker is not None
     assert found.bottleneck is not None
     assert found.bottleneck.kind == "store", found

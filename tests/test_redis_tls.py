@@ -67,7 +67,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @pytest.fixture
-def proxy(redis_server, tmp_path) -> Iterator[TlsProxy]:
+def proxy(redis_server, redis_url, tmp_path) -> Iterator[TlsProxy]:
     proxy = TlsProxy(redis_server, tmp_path)
     yield proxy
     proxy.close()

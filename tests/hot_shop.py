@@ -1,7 +1,6 @@
 """An app whose time and memory go to places that a profile has to find. Its broker is the environment's SPOOL_URL."""
 
 import time
-from pathlib import Path
 
 from spool import Spool
 
@@ -19,12 +18,12 @@ def hoard(kept: list[bytearray]) -> None:
 
 
 @app.task
-def work(seconds: float, until: str = "") -> int:
-    """Take the processor and memory, in a thread, for a while, or until there is a file of that name."""
+def work(seconds: float) -> int:
+    """Take the processor and memory, in a thread, for a while."""
     kept: list[bytearray] = []
     end = time.monotonic() + seconds
     rounds = 0
-    while time.monotonic() < end and not (until and Path(until).exists()):
+    while time.monotonic() < end:
         grind()
         hoard(kept)
         rounds += 1

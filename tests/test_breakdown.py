@@ -307,8 +307,7 @@ LOADS = {
 @pytest.mark.parametrize(
     ("name", "on_redis"),
     [
-        *((name, False) for name in ("handler", "waits", "pool", "blocked")),
-        # Between the jobs of a small pool come commits, and on a slow disk those are the bottleneck.
+        *((name, False) for name in LOADS),
         *((name, True) for name in ("handler", "waits", "pool", "a pool of processes")),
     ],
 )

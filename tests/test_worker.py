@@ -607,6 +607,26 @@ async def test_running_jobs_go_on_through_an_outage_and_are_settled_after_it(app
     assert (await stats(app)).totals == {"enqueued": 1, "done": 1}
 
 
+async def test_a_slot_freed_while_a_claim_was_under_way_is_claimed_for_at_once(app, wire):
+    app.task(process=True)(nothing)
+    async with running(app, concurrency=2, pool_size=1, target="tests.shop:app") as worker:
+        await aeventually(lambda: [MAIN, PROCESS] in wire.listened)
+        slots, freed = worker._life._slots, []
+
+        def free(verb: Any, reply: Any) -> Any:
+            if isinstance(verb, Claim) and not verb.slots[PROCESS] and not freed:
+                freed.append(len(wire.sent))
+                slots.give(0, 1)
+            return reply
+
+        wire.after = free
+        slots.take(0, 1)  # as a job in the pool does
+        worker._life._claims.nudge()
+        await aeventually(lambda: freed and [verb for verb in wire.sent[freed[0] :] if isinstance(verb, Claim)])
+        (following, *_) = [verb for verb in wire.sent[freed[0] :] if isinstance(verb, Claim)]
+        assert (following.wait, following.slots[PROCESS]) == (0.0, 1)
+
+
 @pytest.mark.parametrize("queues", [["default"], ["default", "other"]], ids=["claim", "await_work"])
 async def test_a_nudge_while_the_store_is_down_does_not_end_the_claims(app, wire, monkeypatch, queues):
     @app.task

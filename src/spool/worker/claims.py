@@ -147,7 +147,9 @@ class Claims:
         offset = reply.now - time.monotonic_ns() // 1_000_000
         line.claim_seq += 1
         line.share.note(reply, time.monotonic(), even=even)
-        line.hot = bool(reply.jobs) and reply.next_at is not None and reply.next_at <= reply.now
+        # What it had no slots for, it could not see: there may be work for those that were freed meanwhile.
+        unseen = (not main and self._slots.main > 0) or (not pool and self._slots.pool > 0)
+        line.hot = unseen or (bool(reply.jobs) and reply.next_at is not None and reply.next_at <= reply.now)
         line.next_at = None if reply.next_at is None else reply.next_at - offset
         if not reply.jobs:
             return []

@@ -97,23 +97,19 @@ class Line:
 
     async def run(self, call: Call) -> Any:
         """Send a script by name, and in full if the server does not know it."""
-        script = call.script
-        try:
-            return await self.send("EVALSHA", script.sha, "1", call.key, *call.args)
-        except ServerError as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise
-        return await self.send("EVAL", script.source, "1", call.key, *call.args)
+        script, wire = call.script, self._wire
+        if wire is None or wire.lost or wire.writable is not None:
+            wire = await self._ready()
+        reply = await wire.send(("EVALSHA", script.sha, "1", call.key, *call.args))
+        if isinstance(reply, ServerError):
+            if not str(reply).startswith("NOSCRIPT"):
+                raise reply
+            reply = await self.send("EVAL", script.source, "1", call.key, *call.args)
+        return reply
 
     async def send(self, *command: str | bytes | float) -> Any:
         """Send one command and return its reply."""
-        wire = self._wire
-        if wire is None or wire.lost:
-            wire = await self._connected()
-        while (writable := wire.writable) is not None:
-            # Shielded: it belongs to all who wait, and one that gives up must not cancel it.
-            await asyncio.shield(writable)
-        reply = await wire.send(command)
+        reply = await (await self._ready()).send(command)
         if isinstance(reply, ServerError):
             raise reply
         return reply
@@ -128,6 +124,16 @@ class Line:
             if isinstance(reply, ServerError):
                 raise reply
         return reply
+
+    async def _ready(self) -> _Wire:
+        """Return a connection that takes a command now."""
+        wire = self._wire
+        if wire is None or wire.lost:
+            wire = await self._connected()
+        while (writable := wire.writable) is not None:
+            # Shielded: it belongs to all who wait, and one that gives up must not cancel it.
+            await asyncio.shield(writable)
+        return wire
 
     async def _connected(self) -> _Wire:
         if self._closed:

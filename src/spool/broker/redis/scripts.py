@@ -99,6 +99,10 @@ def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
 
 def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
     jobs = verb.jobs
+    if len(jobs) == 1 and not verb.resend:
+        job = jobs[0]
+        if not (job.fingerprint or job.due or job.delay):
+            return "enqueue_one", [job.lane, job.priority, job.id, job.record], Enqueued
     # A repeat within one call has to be found as one, like a job of a call that was made before.
     checked = verb.resend or any(job.fingerprint for job in jobs) or len({job.id for job in jobs}) < len(jobs)
     args: list[Any] = []
@@ -113,11 +117,11 @@ def _enqueue(verb: Enqueue) -> tuple[str, list[Any], Callable[[Any], Any]]:
             args.append(0)
         args[size_at] += 1
         args += (job.id, job.record, job.fingerprint) if checked else (job.id, job.record)
+    return ("enqueue_checked", args, _enqueued) if checked else ("enqueue", args, Enqueued)
 
-    def parse(reply: Any) -> Enqueued:
-        return Enqueued(reply[0], _texts(reply[1]), _texts(reply[2]))
 
-    return "enqueue_checked" if checked else "enqueue", args, parse
+def _enqueued(reply: Any) -> Enqueued:
+    return Enqueued(reply[0], _texts(reply[1]), _texts(reply[2]))
 
 
 def _heartbeat_args(verb: Beat) -> list[Any]:
@@ -316,6 +320,17 @@ def _watch(verb: Watch) -> tuple[str, list[Any], Callable[[Any], Any]]:
     return "watch", [verb.cursor, min(max(verb.limit, 1), GROUP)], parse
 
 
+def _load(verb: Load) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    return "documents", ["load", verb.kind, verb.cursor, GROUP], _loaded
+
+
+def _store(verb: Store) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    body = ("", b"") if verb.body is None else ("1", verb.body)
+    wanted = "" if verb.if_version is None else verb.if_version
+    others = [item for pair in verb.others.items() for item in pair]
+    return "documents", ["store", verb.kind, verb.key, *body, verb.ttl, wanted, *others], _stored
+
+
 _FORMS: dict[type[Any], Callable[[Any], tuple[str, list[Any], Callable[[Any], Any]]]] = {
     Enqueue: _enqueue,
     Beat: _beat,
@@ -327,7 +342,12 @@ _FORMS: dict[type[Any], Callable[[Any], tuple[str, list[Any], Callable[[Any], An
     Act: _act,
     Stats: _stats,
     Watch: _watch,
+    Load: _load,
+    Store: _store,
 }
+
+SHARED: Final = "spool"
+"""In place of a queue's name in the key of a verb that is about no queue."""
 
 
 def queue_key(prefix: str, queue: str) -> str:
@@ -337,25 +357,11 @@ def queue_key(prefix: str, queue: str) -> str:
 
 def form(verb: Verb[Any], prefix: str, now: int | None) -> Call:
     """Return the call that carries out a verb; ``now`` overrides the server's clock (tests only)."""
-    clock: list[Any] = ["" if now is None else now]
-    shared = queue_key(prefix, "spool")
-    match verb:
-        case Load():
-            return Call(script("documents"), shared, [*clock, "load", verb.kind, verb.cursor, GROUP], _loaded)
-        case Store():
-            body = ("", b"") if verb.body is None else ("1", verb.body)
-            wanted = "" if verb.if_version is None else verb.if_version
-            others = [item for pair in verb.others.items() for item in pair]
-            args = [*clock, "store", verb.kind, verb.key, *body, verb.ttl, wanted, *others]
-            return Call(script("documents"), shared, args, _stored)
-        case _:
-            name, args, parse = _FORMS[type(verb)](verb)
-            durable = type(verb) is Enqueue and verb.durable
-            return Call(script(name), queue_key(prefix, _queue_of(verb)), clock + args, parse, durable)
-
-
-def _queue_of(verb: Any) -> str:
-    return verb.queue  # type: ignore[no-any-return] # every verb in _FORMS has one
+    kind = type(verb)
+    name, args, parse = _FORMS[kind](verb)
+    args.insert(0, "" if now is None else now)
+    queue: str = getattr(verb, "queue", SHARED)
+    return Call(script(name), f"{prefix}:{{{queue}}}:", args, parse, kind is Enqueue and verb.durable)  # type: ignore[attr-defined]
 
 
 def wait_call(prefix: str, queue: str, channel: str, ids: Sequence[str]) -> Call:

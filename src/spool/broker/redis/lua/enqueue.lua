@@ -1,7 +1,7 @@
 -- include: _keys, _store
 -- Jobs with fresh ids, which nobody can know: most of all jobs come this way. The others: enqueue_checked.lua.
 -- ARGV: now, then groups: lane, priority, due kind ("" ready, "d" delay, "a" absolute), due, n, then n times id, record.
--- Returns {now, {}, {}}.
+-- Returns now.
 local args, size, at = ARGV, #ARGV, 2
 while at <= size do
   local kind, due, n = args[at + 2], tonumber(args[at + 3]), tonumber(args[at + 4])
@@ -10,4 +10,4 @@ while at <= size do
   at = at + 5 + 2 * n
 end
 finish()
-return {now, {}, {}}
+return now

@@ -1,5 +1,5 @@
--- The key layout. Every script but enqueue_one begins with this file; KEYS[1] is P = "<prefix>:{<queue>}:", so that all keys of a
--- queue share one slot. ARGV[1] is empty, or (tests only) the time in ms to use instead of the server's.
+-- The key layout. Every script but enqueue_one begins with this file; KEYS[1] is P = "<prefix>:{<queue>}:", so that all
+-- keys of a queue share one slot. ARGV[1] is empty, or (tests only) the time in ms to use instead of the server's.
 --
 -- P..jobs          hash    id -> record                     until the job is done, cancelled, deleted or pruned
 -- P..tally         hash    id -> tally                      of jobs that were handed back at least once

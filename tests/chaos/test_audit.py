@@ -3,9 +3,10 @@
 import pytest
 
 from spool.chaos.audit import Audit, audit
+from spool.chaos.journal import Life
 from spool.chaos.times import FROM_START, Spread, spread
 from spool.job import State
-from tests.chaos.histories import CHILD, OTHER, Story
+from tests.chaos.histories import CHILD, OTHER, SECOND, Story
 
 
 @pytest.fixture
@@ -244,6 +245,39 @@ def test_a_job_that_blocks_the_loop_of_its_new_process_excuses_a_late_redelivery
 def test_another_fault_excuses_a_late_redelivery(story):
     killed(story, again=12.0)
     story.event("outage", 10.1, 11.5, fault="redis-kill")
+    assert of(story) == set()
+
+
+def deployed(story: Story, *, again: float, pid: int = 303) -> None:
+    """A job that outlives the grace time of its worker in a deploy, whose replacement serves from 15 on."""
+    for at, name in ((10.0, "w0.1"), (10.5, "w1.2")):
+        story.event("term", at, worker=name)
+    story.event("up", 10.0, worker="w0.3", pids=[300])
+    story.handled.append(Life(303, "worker", [300], 15 * SECOND))
+    story.enqueued("job", at=9.0)
+    story.ran("job", 9.1, 12.0, how="cancelled")
+    story.ran("job", again, again + 0.1, number=2, pid=pid)
+    story.found("job", accepted=2, outcomes={1: "stopped"})
+
+
+@pytest.mark.parametrize(("again", "found"), [(16.0, set()), (17.0, {REDELIVERY})])
+def test_a_deploy_is_counted_from_when_there_is_who_takes_over(story, again, found):
+    deployed(story, again=again)
+    assert of(story) == found
+
+
+def test_a_deploy_with_somebody_to_take_over_is_counted_from_the_hand_back(story):
+    story.event("up", 0.0, worker="w2.4", pids=[400])
+    story.handled.append(Life(404, "worker", [400], 0))
+    deployed(story, again=14.0)
+    assert of(story) == {REDELIVERY}
+
+
+def test_who_was_killed_or_told_to_stop_takes_nothing_over(story):
+    story.event("up", 0.0, worker="w2.4", pids=[400])
+    story.handled.append(Life(404, "worker", [400], 0))
+    story.event("kill", 1.0, 1.0, fault="kill-child", worker="w2.4", pids=[404])
+    deployed(story, again=16.0)
     assert of(story) == set()
 
 

@@ -124,6 +124,23 @@ class History:
         event = self.harm(attempt, "kill") if attempt.ended is None else None
         return event.at if event else None
 
+    def served(self, since: int) -> int:
+        """Return when, from then on, there first was a worker process that nobody had told to stop, killed or stopped.
+
+        ``since`` if there never was one again.
+        """
+        names = {pid: event.worker for event in self.of("up") for pid in event.pids}
+        told = {event.worker: event.at for event in self.of("term")}
+        ready: list[int] = []
+        for life in self.lives.values():
+            at = max(life.at, since)
+            worker = next((names[pid] for pid in life.family if pid in names), "")
+            ends = [event.at for pid in (life.pid, *life.family) for event in self._kills.get(pid, ())]
+            ends += [told[worker]] if worker in told else []
+            if life.role == "worker" and all(at < end for end in ends):
+                ready.append(at)
+        return min(ready, default=since)
+
     def disturbances(self, since: int, until: int, but: Event | None = None) -> list[Event]:
         """Return what else was done to anybody in that time."""
         return [

@@ -112,9 +112,9 @@ def _bound(history: History, event: Event) -> int:
     match event.fault:
         case "kill-child":
             return int((CHILD + SLACK) * SECOND)
-        case "":
-            return int((CHILD + SLACK) * SECOND)
-        case "kill-all":  # there is nobody to take over before the new ones are there
+        case "":  # a deploy; nobody takes over before there is a process that was not told to stop
+            return history.served(event.at) - event.at + int((CHILD + SLACK) * SECOND)
+        case "kill-all":  # nor here before there are the new ones
             return max(history.lease, event.until - event.at) + int((MACHINE + SLACK) * SECOND)
         case _:
             return history.lease + int((MACHINE + SLACK) * SECOND)

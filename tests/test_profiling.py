@@ -255,6 +255,17 @@ def test_memory_of_a_fleet(tmp_path):
             fleet.memory.start(tmp_path / "none" / "mem")
 
 
+def test_memory_of_a_process_that_stopped_a_thread(tmp_path):
+    options = WorkerOptions(app="tests.hot_shop:app", url=f"sqlite:///{tmp_path}/spool.db", log_level="error")
+    with Fleet(options) as fleet, client(options.url):
+        fleet.wait_ready()
+        late = hot_shop.tarry.enqueue()
+        eventually(lambda: late.status() is State.DEAD)
+        fleet.memory.start(tmp_path / "mem")
+        assert hot_shop.work.enqueue(0.1).result(timeout=30) > 0
+        assert top(merge(map(read, fleet.memory.stop())))[0].function == "hoard"
+
+
 def test_the_processes_of_a_fleet(tmp_path):
     options = WorkerOptions(
         app="tests.hot_shop:app", url=f"sqlite:///{tmp_path}/spool.db", processes=2, log_level="error"

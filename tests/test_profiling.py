@@ -16,6 +16,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from memray import FileReader
 
 from spool import State
 from spool.broker import connect
@@ -256,6 +257,24 @@ def test_memory_of_a_fleet(tmp_path):
 
         with pytest.raises(ProfileError, match="memray cannot record the memory of process"):
             fleet.memory.start(tmp_path / "none" / "mem")
+
+
+def test_what_is_allocated_too_fast_to_be_read_is_recorded_for_less(tmp_path):
+    options = WorkerOptions(app="tests.hot_shop:app", url=f"sqlite:///{tmp_path}/spool.db", log_level="error")
+    end = tmp_path / "end"
+    with Fleet(options) as fleet, client(options.url):
+        fleet.wait_ready()
+        job = hot_shop.flood.enqueue(str(end))
+        eventually(lambda: job.status() is State.RUNNING)
+        files, lasted = fleet.memory.record(tmp_path / "mem", 25.0, threading.Event())
+        end.touch()
+        assert job.result(timeout=30) == 0
+    # 30 s are for recording and reading, and one second of this takes some five to read.
+    assert lasted < 25
+    with FileReader(files[0]) as reader:
+        about = reader.metadata
+    assert (about.end_time - about.start_time).total_seconds() == pytest.approx(lasted, abs=5)
+    assert about.total_allocations > 1_000_000
 
 
 def test_memory_of_a_process_that_stopped_a_thread(tmp_path):

@@ -165,17 +165,20 @@ class _ThreadCall:
         while True:
             try:
                 with self._lock:
-                    if self._stopped and self._thread is not None:
-                        _raise_in(self._thread, None)
-                    self._thread = None
+                    thread, self._thread = self._thread, None
+                    if self._stopped and thread is not None:
+                        _raise_in(thread, asyncio.CancelledError)  # it is raised here, if it was raised before or not
                 return
             except asyncio.CancelledError:
                 continue
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Have the thread raise this at its next bytecode; None takes back what has not been raised yet."""
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Have the thread raise this at its next bytecode.
+
+    It must come to that. Python 3.11 and 3.12 have all threads look for the error until one has raised it, also when it
+    is taken back; and in 3.11 a thread with a profile function, as memray sets them, does nothing else meanwhile.
+    """
     import ctypes
 
-    told = ctypes.py_object(error) if error else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), told)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))

@@ -44,7 +44,6 @@ from spool.supervisor.messages import (
     Stop,
     ToChild,
     Trace,
-    Traced,
     Untrace,
 )
 from spool.supervisor.options import Assignment
@@ -73,7 +72,7 @@ def work(sock: socket.socket) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if options.profile is not None:
-        tracing.let_read(assignment.supervisor)
+        tracing.prepare(assignment.supervisor)
     app = load_app(options.app)
     # A batch of jobs is a thousand objects and more, all of which are gone when it is: looking for cycles among them
     # every 700 of them, the default, finds nothing and takes some 5 % of a busy worker's time.
@@ -189,7 +188,7 @@ class SupervisorLink:
         self._worker: Worker | None = None
         self._seen = time.monotonic()
         self._draining = self._dying = False
-        self._tracing = tracing.Tracing()
+        self._tracing = tracing.Tracing(self._tell)
 
     def start(self, worker: Worker, ask_to_stop: Stopper, limits: Limits, *, go: bool) -> None:
         """Begin to listen. Without ``go``, work begins when the supervisor says so."""
@@ -279,9 +278,9 @@ class SupervisorLink:
             case Go():
                 self._post(self._told.set)
             case Trace(base):
-                self._tell(Traced("", self._tracing.start(Path(base))))
+                self._tracing.start(Path(base))
             case Untrace():
-                self._tell(Traced(*self._tracing.stop()))
+                self._tracing.stop()
 
     def _post(self, call: Stopper, *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

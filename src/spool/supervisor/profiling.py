@@ -88,10 +88,10 @@ class Profiler:
         if not has_memray():
             return
         with tempfile.TemporaryDirectory(prefix=".mem-", dir=file.parent) as folder:
-            self._fleet.memory.start(Path(folder, "mem"))
             logger.info("recording the memory profile of the same for %g s", self._seconds)
-            self._ended.wait(self._seconds)
-            files = self._fleet.memory.stop()
+            files, lasted = self._fleet.memory.record(Path(folder, "mem"), self._seconds, self._ended)
+            if lasted < self._seconds and not self._ended.is_set():
+                logger.info("recorded memory for %.2g s only: it is allocated faster than it can be read", lasted)
             if files:
                 self._call("convert", *map(str, files), "--to", "pprof", "--output", str(file))
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Final
 
 from spool.errors import ProfileError
 from spool.supervisor.children import Child
 from spool.supervisor.messages import Trace, Traced, Untrace
+
+SLACK: Final = 5.0
+"""Seconds that a memory profile may come later than its recording was to end."""
+_READ: Final = 1_000_000
+"""Bytes of a recording that are read in a second, some 400,000 allocations, where two processes compute beside."""
+_LOOK: Final = 0.1
+_STEP: Final = 65_536
 
 
 class MemoryTraces:
@@ -59,6 +69,23 @@ class MemoryTraces:
             finally:
                 self._said = {}
 
+    def record(self, base: Path, seconds: float, ended: threading.Event) -> tuple[list[Path], float]:
+        """Record for so many seconds, or until ``ended`` is set; return the files, and for how long it was.
+
+        Processes that allocate millions of times a second are recorded for less: reading takes longer than recording
+        then, and what can be read by `SLACK` seconds after the end is enough. Raises `ProfileError` as `stop` does.
+        """
+        self.start(base)
+        began = time.monotonic()
+        sizes = {Path(f"{base}-{child.pid}.bin"): 0 for child in self._said}
+        lasted = 0.0
+        while lasted < seconds and lasted + sum(sizes.values()) / _READ < seconds + SLACK:
+            if ended.wait(min(_LOOK, seconds - lasted)):
+                break
+            sizes = {path: _written(path, size) for path, size in sizes.items()}
+            lasted = time.monotonic() - began
+        return self.stop(), time.monotonic() - began
+
     def note(self, child: Child, said: Traced) -> None:
         """Take down what a process says."""
         with self._lock:
@@ -79,3 +106,14 @@ class MemoryTraces:
     def _complete(self) -> bool:
         running = set(self._running())
         return all(said is not None or child not in running for child, said in self._said.items())
+
+
+def _written(path: Path, known: int) -> int:
+    """Return about how much memray has written into a file, which it makes longer beforehand: what follows is zeros."""
+    try:
+        with path.open("rb") as file:
+            while any(os.pread(file.fileno(), 64, known)):
+                known += _STEP
+    except OSError:  # of a process that could not write it, or of tracemalloc
+        pass
+    return known

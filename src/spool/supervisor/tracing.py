@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from spool.errors import SpoolError
-
-if TYPE_CHECKING:
-    from spool.profile import MemoryRecorder
+from spool.supervisor.messages import Traced
 
 _PR_SET_PTRACER: Final = 0x59616D61  # linux/prctl.h
 
@@ -25,30 +25,63 @@ def let_read(pid: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid), 0, 0, 0)
 
 
+def prepare(supervisor: int) -> None:
+    """Make this process ready for profiles, before it has any threads.
+
+    To load memray takes some hundred turns at the interpreter, and with 50 threads that compute each waits for 0.25 s.
+    """
+    let_read(supervisor)
+    from spool.profile.memory import has_memray
+
+    has_memray()
+
+
 class Tracing:
-    """Records this process's memory when it is told to. From one thread only."""
+    """Records this process's memory when it is told to, one recording at a time, and says what came of it.
 
-    def __init__(self) -> None:
-        self._recorder: MemoryRecorder | None = None
+    In a thread of its own: where all others compute it takes seconds until it begins, and whoever hears that the
+    leases are kept must not wait for that.
+    """
 
-    def start(self, base: Path) -> str:
-        """Begin, and return what went wrong."""
+    def __init__(self, tell: Callable[[Traced], None]) -> None:
+        self._tell = tell
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, base: Path) -> None:
+        before, self._ended = self._thread, threading.Event()
+        self._thread = threading.Thread(
+            target=self._record, args=(base, before, self._ended), name="spool-tracing", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is None or not self._thread.is_alive():
+            self._tell(Traced("", "it was not recording"))
+
+    def _record(self, base: Path, before: threading.Thread | None, ended: threading.Event) -> None:
         from spool.profile import MemoryRecorder
 
+        if before is not None:
+            before.join()
         recorder = MemoryRecorder()
         try:
-            recorder.start(base)
-        except SpoolError as error:
-            return str(error)
-        self._recorder = recorder
-        return ""
-
-    def stop(self) -> tuple[str, str]:
-        """End, and return the file's path and what went wrong."""
-        recorder, self._recorder = self._recorder, None
-        if recorder is None:
-            return "", "it was not recording"
-        try:
-            return str(recorder.stop()), ""
+            with _often_asked():
+                recorder.start(base)
+            self._tell(Traced("", ""))
+            ended.wait()
+            self._tell(Traced(str(recorder.stop()), ""))
         except (SpoolError, OSError) as error:
-            return "", str(error)
+            self._tell(Traced("", str(error)))
+
+
+@contextlib.contextmanager
+def _often_asked() -> Generator[None]:
+    """Have threads that compute give way 50 times as often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 50)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

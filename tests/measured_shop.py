@@ -1,8 +1,10 @@
 """Tasks that the tests measure as a user would measure their own."""
 
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from spool import Spool, current_job
 from spool.retry import Backoff
@@ -10,6 +12,7 @@ from spool.retry import Backoff
 # A broker that cannot be reached: what is measured never runs on the user's own.
 app = Spool("redis://127.0.0.1:1/0")
 opened: list[bool] = []
+placed: list[bool] = []
 
 
 @app.lifespan
@@ -59,3 +62,17 @@ def in_process_for(seconds: float) -> None:
 @app.task
 async def blocking(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251 - the mistake that the breakdown is to find
+
+
+@app.task
+async def apart() -> None:
+    """Put the event loop on one processor, and the other threads of its process on another."""
+    if not placed:
+        placed.append(True)
+        place()
+
+
+def place() -> None:
+    processors = sorted(os.sched_getaffinity(0))
+    for task in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(task.name), [processors[0 if int(task.name) == os.getpid() else -1]])

@@ -234,7 +234,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     """A job as the store holds it, undecoded. Which fields are set depends on the state.
 
     ``record`` is None once a job is done or cancelled, ``ending`` is None until then. ``due`` is set when scheduled,
-    ``incarnation`` and ``started`` when running, ``finished`` when dead.
+    ``incarnation`` and ``started`` when running, ``finished`` when dead. ``progress`` and ``log`` are what the job's
+    attempts noted (`spool.broker.Note`), and ``log_dropped`` counts the earlier lines that are not kept; only `Get`
+    fills them.
     """
 
     queue: str
@@ -247,6 +249,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     incarnation: str | None = None
     started: int | None = None
     finished: int | None = None
+    progress: bytes = b""
+    log: tuple[bytes, ...] = ()
+    log_dropped: int = 0
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spool.catalogue import Catalogue
 from spool.cli.output import console, moment, print_json, print_table, printable
 from spool.cli.store import client, filtered, json_option, url_option
 from spool.job import Job, State
@@ -19,6 +20,8 @@ from spool.selection.criteria import StateName
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from spool.broker import Broker
+    from spool.job import Progress as JobProgress
     from spool.selection import OnProgress
 
 Acting = Callable[[Selection], int]
@@ -43,7 +46,7 @@ def list_jobs(
 ) -> None:
     """List jobs, those that run first."""
     with client(url) as app:
-        show_list(app.jobs(**filters, state=state), limit, as_json=as_json)
+        show_list(app.jobs(**filters, state=state), limit, app.broker if as_json else None)
 
 
 @jobs.command()
@@ -54,7 +57,7 @@ def list_jobs(
 def show(*, url: str | None, job: str, queue: str | None, as_json: bool) -> None:
     """Show everything known about one job."""
     with client(url) as app:
-        show_job(app.job(job, queue), as_json=as_json)
+        show_job(Catalogue.load(app.broker).redacted(app.job(job, queue)), as_json=as_json)
 
 
 def acting(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,14 +144,14 @@ def replay(
     """
 
     def action(chosen: Selection) -> int:
-        with _progress(rate) as update:
+        with _paced(rate) as update:
             return chosen.replay(rate, on_progress=update)
 
     act(url, job, filters, action, everything=everything, among=(State.DEAD,), done="replayed")
 
 
 @contextmanager
-def _progress(rate: float | None) -> Generator[OnProgress]:
+def _paced(rate: float | None) -> Generator[OnProgress]:
     """Yield what notes how far a replay is: on a terminal a paced one has a bar. If it stops on the way, say where."""
     so_far = 0
 
@@ -195,11 +198,12 @@ def hidden(command: click.Command, name: str) -> click.Command:
 jobs.add_command(hidden(replay, "retry"))
 
 
-def show_list(found: Iterable[Job], limit: int, *, as_json: bool) -> None:
-    """Print at most ``limit`` jobs, and say on stderr when there are more."""
+def show_list(found: Iterable[Job], limit: int, as_json: Broker | None) -> None:
+    """Print at most ``limit`` jobs, as JSON if the broker is given, and say on stderr when there are more."""
     shown = list(islice(found, limit + 1))
-    if as_json:
-        print_json(shown[:limit])
+    if as_json is not None:  # the table shows no arguments
+        catalogue = Catalogue.load(as_json)
+        print_json([catalogue.redacted(job) for job in shown[:limit]])
     else:
         rows = [
             (job, job.state, job.task, job.priority, job.attempts, moment(_when(job)), _first_line(job.error))
@@ -226,6 +230,7 @@ def show_job(job: Job, *, as_json: bool) -> None:
         ("finished", moment(job.finished)),
         ("attempts", f"{job.attempts} (failures {job.failures}, crashes {job.crashes}, losses {job.losses})"),
         ("worker", job.worker),
+        ("progress", _progress_of(job.progress)),
         ("arguments", "" if job.arguments is None else _call(job.arguments)),
         ("result", repr(job.result) if job.state is State.DONE else ""),
         ("error", job.error),
@@ -241,8 +246,31 @@ def show_job(job: Job, *, as_json: bool) -> None:
             (each.number, each.outcome, moment(each.started), moment(each.ended), each.worker) for each in job.history
         ]
         print_table(("attempt", "outcome", "started", "ended", "worker"), rows, numeric=("attempt",))
+    if job.log or job.log_dropped:
+        _show_log(job)
     if job.traceback:
         out.print("\n" + printable(job.traceback.rstrip(), lines=True), soft_wrap=True)
+
+
+def _show_log(job: Job) -> None:
+    out = console()
+    out.print("")
+    if job.log_dropped:
+        out.print(f"log lines, after {job.log_dropped:,} earlier ones that are not kept", soft_wrap=True)
+    for line in job.log:
+        head = printable(f"{moment(line.at)} {line.attempt} {line.level:<7} {line.logger}")
+        # Further lines of a message are indented, so that none of them passes for a line of the log.
+        message = printable(line.message, lines=True).replace("\n", "\n    ")
+        out.print(f"{head}: {message}", soft_wrap=True)
+
+
+def _progress_of(progress: JobProgress | None) -> str:
+    if progress is None:
+        return ""
+    total = "" if progress.total is None else f" of {progress.total:,}"
+    part = f" ({progress.done / progress.total:.0%})" if progress.total else ""
+    said = f": {progress.message}" if progress.message else ""
+    return f"{progress.done:,}{total}{part}{said}, attempt {progress.attempt}, {moment(progress.at)}"
 
 
 def _when(job: Job) -> int | None:

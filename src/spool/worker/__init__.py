@@ -14,10 +14,12 @@ from typing import Final, Protocol
 
 from spool.app import Spool
 from spool.broker import Settlement
-from spool.errors import ConfigError
+from spool.catalogue import publish
+from spool.errors import BrokerError, ConfigError
 from spool.executor import Executor
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
+from spool.executor.recording import record
 from spool.job import check_name
 from spool.report import WorkerRow
 from spool.worker.heartbeat import Heart, Keeper, Machine
@@ -27,6 +29,8 @@ from spool.worker.slots import Slots
 logger = logging.getLogger("spool.worker")
 
 
+PUBLISH_AGAIN: Final = 30.0
+"""Seconds until the catalogue of tasks is tried again that could not be written."""
 LEAVE: Final = 3.0
 """Seconds that processes of the pool get to leave their lifespans when the worker ends in order."""
 
@@ -69,7 +73,8 @@ class Worker:
     them. ``max_jobs`` (None: no end): how many jobs to run before it ends. ``kill_after`` (5 s): what a job on the loop
     or in a thread gets to end in after its timeout. ``link`` is the way to a supervisor, which keeps the leases then
     and can end the process; without it a thread keeps them. ``trial``: run suspects only, one after the other.
-    ``on_life`` is called with each incarnation that has registered itself.
+    ``on_life`` is called with each incarnation that has registered itself. ``record_logs`` keeps the log lines of jobs
+    whose task does not say otherwise.
 
     Raises `ConfigError` for what cannot be used.
 
@@ -98,6 +103,7 @@ class Worker:
         link: Link | None = None,
         trial: bool = False,
         on_life: Callable[[str], None] | None = None,
+        record_logs: bool = False,
     ) -> None:
         check_limits(queues, concurrency, pool_size, lease, grace, unroutable_after=unroutable_after)
         declared = [task.settings.queue for task in app.tasks.values()]
@@ -122,10 +128,12 @@ class Worker:
         self._target = target
         self._url = url
         self._on_life = on_life
+        self._record_logs = record_logs
         self._life: Life | None = None
         self._executor: Executor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._now = asyncio.Event()
+        self._publishing: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Ask the worker to stop: in order the first time, at once the second. From any thread or signal handler."""
@@ -166,12 +174,28 @@ class Worker:
                 await stack.enter_async_context(lifespan(self.app))
             slots = Slots(self.concurrency, self.pool_size)
             survivors: list[Run] = []
+            stack.callback(self._end_publishing)
             while not self.stopping:
                 self._life = Life(self, executor, slots, keeper, survivors)
                 await self._live(self._life)
                 survivors = self._life.survivors()
             if self.condemned and self._link is not None:
                 await self._link.die(self._late)
+
+    def _end_publishing(self) -> None:
+        if self._publishing is not None:
+            self._publishing.cancel()
+
+    async def _publish(self) -> None:
+        """Say what tasks there are, for those who have the store alone. Work does not wait for it, nor ends without."""
+        while True:
+            try:
+                await publish(self.app.tasks.values(), self.app.broker)
+            except BrokerError as error:
+                logger.warning("the catalogue of tasks was not written, and will be tried again: %s", error)
+                await asyncio.sleep(PUBLISH_AGAIN)
+            else:
+                return
 
     async def _open_executor(self, stack: AsyncExitStack) -> Executor:
         processes = None
@@ -190,8 +214,11 @@ class Worker:
             kill_after=self.kill_after,
             stubborn=self._condemn,
             due=self._link.due if self._link is not None else lambda _: None,
+            record_logs=self._record_logs,
         )
         stack.callback(executor.close)
+        if executor.records:
+            stack.callback(record(ours=self._link is not None))
         return executor
 
     async def _close_processes(self, processes: Processes) -> None:
@@ -270,6 +297,8 @@ class Worker:
 
     def registered(self, incarnation: str) -> None:
         """Say that an incarnation holds its leases."""
+        if self._publishing is None and self._loop is not None:
+            self._publishing = self._loop.create_task(self._publish(), name="spool-catalogue")
         logger.info(
             "worker %s is ready for %s with %d tasks: %s",
             self.name,

@@ -3,6 +3,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from spool import ConfigError
+from spool.chaos.processes import look
 from spool.nursery import (
     Exited,
     Failed,
@@ -28,6 +30,7 @@ from spool.nursery import (
     read_frame,
     send_frame,
 )
+from spool.supervisor.children import is_gone
 from tests import shop
 from tests.eventually import eventually
 
@@ -145,6 +148,21 @@ def test_an_app_that_starts_threads_gets_fresh_interpreters():
     assert parent.exit_of(number) == 0
     sock.close()
     parent.nursery.close()
+
+
+def test_a_parent_that_dies_during_the_import_takes_the_nursery_with_it(tmp_path):
+    (tmp_path / "slow_app.py").write_text("import time, pathlib\npathlib.Path('began').touch()\ntime.sleep(60)\n")
+    code = "import time; from spool.nursery import Nursery; it = Nursery('os:abort', 'slow_app:app'); it.start(0)"
+    command = [sys.executable, "-c", f"{code}; print(it.pid, flush=True); time.sleep(60)"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as parent:
+        try:
+            assert parent.stdout is not None
+            nursery = look(int(parent.stdout.readline()))
+            eventually((tmp_path / "began").exists)
+        finally:
+            parent.kill()
+    assert nursery is not None
+    eventually(lambda: is_gone(nursery.pid, nursery.born))
 
 
 @pytest.mark.parametrize(

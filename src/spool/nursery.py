@@ -8,8 +8,8 @@ instead.
 A child gets one end of a socket pair from whoever asked for it, and reads its first frame there: what it is to do.
 
 No child outlives its parent. The end of the nursery's control socket means that its parent is gone: it sends SIGTERM to
-its children, SIGKILL `ORPHANED` seconds later, and ends. If the nursery itself is killed, the kernel kills its
-children (Linux); elsewhere they see the end of their own sockets.
+its children, SIGKILL `ORPHANED` seconds later, and ends; during the import it ends at once. If the nursery itself is
+killed, the kernel kills its children (Linux); elsewhere they see the end of their own sockets.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import msgspec
 from spool.app import Spool
 from spool.broker import connect
 from spool.errors import ConfigError, TaskUnknown
+from spool.lineage import adopt_orphans, die_with, end_with, outlive
 from spool.task import Task
 
 ORPHANED: Final = 0.4
@@ -293,6 +294,7 @@ _BOOT_CHILD: Final = "import sys; from spool.nursery import main_of_child; main_
 def main(fd: int) -> NoReturn:
     """Be a nursery, controlled through this socket."""
     control = socket.socket(fileno=fd)
+    end_with(control)
     # A Ctrl-C or a service manager signals the whole group: what that means is the parent's business.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
@@ -309,7 +311,8 @@ def main(fd: int) -> NoReturn:
         send_frame(control, msgspec.to_builtins(Failed(reason, traceback.format_exc())))
         os._exit(1)
     forks = _may_fork()
-    _adopt_orphans()
+    outlive(control)
+    adopt_orphans()
     # What is there now is shared with the children; the collector must not touch it, for that would copy it.
     gc.collect()
     gc.freeze()
@@ -326,7 +329,7 @@ def main(fd: int) -> NoReturn:
 
 def main_of_child(fd: str, parent: str, entry: str, app: str) -> NoReturn:
     """Be a child in a fresh interpreter."""
-    _die_with(int(parent))
+    die_with(int(parent))
     sys.path[:] = msgspec.json.decode(os.environ.pop("SPOOL_CHILD_PATH"))
     load_app(app)
     sys.exit(_resolve(entry)(socket.socket(fileno=int(fd))))
@@ -428,7 +431,7 @@ class _Nest:
             return pid
         code = 70
         try:
-            _die_with(parent)
+            die_with(parent)
             signal.set_wakeup_fd(-1)
             os.close(self._wake)
             os.close(self._signals)
@@ -455,24 +458,3 @@ class _Nest:
         # Ignored signals stay ignored in a new program, so they are given back their defaults.
         defaults = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         return os.posix_spawn(sys.executable, [*self._command, str(fd), *self._names], environment, setsigdef=defaults)
-
-
-def _adopt_orphans() -> None:
-    """Have the kernel give us the processes that a killed child leaves behind, so that they are reaped.
-
-    Else they are given to PID 1, which in a container is the supervisor, or another program that does not expect them.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, where there is such a kernel."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)

@@ -15,7 +15,7 @@ from spool.errors import JobConflict, JobNotFound, SpoolError
 from spool.job import Job, Snapshot, State, view
 from spool.server.intake import JobRequest
 from spool.server.problems import Problem, Refused, problem_of
-from spool.server.routes import Ask, Operation, Reply
+from spool.server.routes import Ask, Name, Operation, Reply
 from spool.settings import MAX_SECONDS
 
 LONGEST_WAIT: Final = 60.0
@@ -88,10 +88,10 @@ class Progress(msgspec.Struct, frozen=True):
 class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which jobs: all that meet every one of these. Times in ms since the epoch, when they ended, else were created."""
 
-    queue: list[str] = []
+    queue: list[Name] = []
     state: list[State] = []
     id: list[str] = []
-    task: str | None = None
+    task: Name | None = None
     error: Annotated[str, Meta(min_length=1)] | None = None
     since: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
     until: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None

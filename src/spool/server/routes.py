@@ -38,10 +38,12 @@ operations are refused to such tokens.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
+from spool.job import NAME
 from spool.server.problems import Refused
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q")
 B = TypeVar("B")
+
+Name = Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
+"""Of a queue, a task or a job, in a query or a body."""
 
 Scope = Literal["read", "enqueue", "work", "operate", "admin"]
 Method = Literal["GET", "POST", "PUT", "DELETE", "WEBSOCKET"]

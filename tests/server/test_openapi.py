@@ -11,7 +11,7 @@ from spool.server import Limits
 from tests.server.served import serving
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "server.md"
-RUN = ("--max-examples", "5", "--phases", "coverage,fuzzing", "--seed", "1", "--no-color", "--workers", "2")
+RUN = ("--max-examples", "3", "--phases", "coverage,fuzzing", "--seed", "1", "--no-color", "--workers", "2")
 #: What is right by its form may be refused for what it means (422), and a batch answers for what is wrong in it.
 CONFIG = """
 [checks.positive_data_acceptance]

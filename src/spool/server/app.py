@@ -382,7 +382,7 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, msgspec.Struct):
         value = {field: getattr(value, field) for field in value.__struct_fields__}
     if isinstance(value, dict):
-        pairs = cast("dict[Any, Any]", value).items()
+        pairs = cast("dict[Any, Any]", value).items()  # type: ignore[redundant-cast] # pyright knows less of it
         return {key if isinstance(key, str) else repr(key): _plain(each, depth + 1) for key, each in pairs}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(each, depth + 1) for each in cast("Iterable[Any]", value)]

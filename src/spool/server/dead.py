@@ -14,7 +14,7 @@ from spool.server.jobs import Jobs, Nothing, find, moment
 from spool.server.problems import Refused
 from spool.server.queues import Changed
 from spool.server.replays import Replay
-from spool.server.routes import Ask, Name, Operation, Reply
+from spool.server.routes import Ask, Name, Operation, Reply, Whole
 from spool.settings import MAX_SECONDS
 
 _Moment = Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)]
@@ -52,8 +52,8 @@ class DeadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: list[str] = []
     task: Name | None = None
     error: _Text | None = None
-    since: _Moment | None = None
-    until: _Moment | None = None
+    since: Whole | None = None
+    until: Whole | None = None
     everything: bool = False
 
 
@@ -67,8 +67,8 @@ class ReplayRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: list[str] = []
     task: Name | None = None
     error: _Text | None = None
-    since: _Moment | None = None
-    until: _Moment | None = None
+    since: Whole | None = None
+    until: Whole | None = None
     everything: bool = False
     rate: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     wait: Annotated[float, Meta(ge=0, le=60)] = 10.0

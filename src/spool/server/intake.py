@@ -19,7 +19,7 @@ from spool.job import VERSION, Priority, Record, check_name, encode_record, new_
 from spool.payload import Signature
 from spool.report import TaskParameter, TaskRow, read_task_row
 from spool.server.documents import Documents
-from spool.server.routes import Name
+from spool.server.routes import Name, Whole
 from spool.settings import MAX_SECONDS, check_durability, check_priority, checked_headers, overrides, seconds
 
 CHUNK_JOBS: Final = 500
@@ -43,9 +43,9 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: Name | None = None
     id: Name | None = None
     delay: _Seconds | None = None
-    at: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    at: Whole | None = None
     priority: Priority | None = None
-    retries: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    retries: Whole | None = None
     timeout: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] | None = None
     result_ttl: _Seconds | None = None
     on_disconnect: Literal["stop", "continue"] | None = None
@@ -147,7 +147,12 @@ class Intake:
             fingerprint,
             int(time.time() * 1000),
             msgspec.Raw(payload),
-            overrides(request.retries, request.timeout, request.result_ttl, request.on_disconnect),
+            overrides(
+                None if request.retries is None else int(request.retries),
+                request.timeout,
+                request.result_ttl,
+                request.on_disconnect,
+            ),
             checked_headers(request.headers) if request.headers else None,
         )
         return NewJob(
@@ -156,7 +161,7 @@ class Intake:
             priority,
             row.lane,
             0 if request.delay is None else round(seconds("delay", request.delay) * 1000),
-            0 if request.at is None else max(1, request.at),
+            0 if request.at is None else max(1, int(request.at)),
             fingerprint,
         )
 

@@ -208,9 +208,12 @@ async def find(ask: Ask[Any, None], states: list[State]) -> Jobs:
     return Jobs([catalogue.redacted(job) for job in page.jobs], page.cursor)
 
 
-def moment(at: int | None) -> dt.datetime | None:
-    """Return a time in ms since the epoch as a selection takes it."""
-    return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
+def moment(at: float | None) -> dt.datetime | None:
+    """Return a time in ms since the epoch as a selection takes it; one that no calendar has is refused."""
+    try:
+        return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise Refused(422, f"{at:.0f} ms after 1970 is beyond any calendar") from error
 
 
 async def list_jobs(ask: Ask[JobsQuery, None]) -> Jobs:

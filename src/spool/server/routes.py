@@ -56,6 +56,9 @@ B = TypeVar("B")
 Name = Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
 """Of a queue, a task or a job, in a query or a body."""
 
+Whole = Annotated[float, Meta(ge=0, le=2**53, multiple_of=1)]
+"""A whole number in a body. 3.0 is one in JSON, which knows numbers alone."""
+
 Scope = Literal["read", "enqueue", "work", "operate", "admin"]
 Method = Literal["GET", "POST", "PUT", "DELETE", "WEBSOCKET"]
 Asgi = tuple[Any, Any, Any]

@@ -8,6 +8,6 @@ it to Prometheus.
 from spool.telemetry.counted import Counted
 from spool.telemetry.history import Course, History, Latency
 from spool.telemetry.roller import Roller
-from spool.telemetry.survey import Health, Trouble, survey
+from spool.telemetry.survey import Summary, Trouble, survey
 
-__all__ = ["Counted", "Course", "Health", "History", "Latency", "Roller", "Trouble", "survey"]
+__all__ = ["Counted", "Course", "History", "Latency", "Roller", "Summary", "Trouble", "survey"]

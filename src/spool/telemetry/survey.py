@@ -45,7 +45,7 @@ class Trouble(msgspec.Struct, frozen=True):
     error: ErrorGroup | None = None
 
 
-class Health(msgspec.Struct, frozen=True):
+class Summary(msgspec.Struct, frozen=True):
     """How the whole stands: ``bad`` if any trouble is, else ``warning`` if there is one.
 
     ``throughput``: jobs that ended per second, over the last minute. ``oldest``: seconds that the oldest ready job has
@@ -64,25 +64,25 @@ class Health(msgspec.Struct, frozen=True):
     troubles: list[Trouble]
 
 
-def survey(broker: Broker) -> Health:
-    """Look at every queue, and at what happened in the last five minutes. Raises `BrokerError`.
+def survey(broker: Broker, only: frozenset[str] | None = None) -> Summary:
+    """Look at every queue, or at ``only`` some, and at what happened in the last five minutes. Raises `BrokerError`.
 
     >>> from spool.broker import connect
     >>> survey(connect("sqlite://:memory:")).status
     'ok'
     """
-    names = _queues(broker)
+    names = [name for name in _queues(broker) if only is None or name in only]
     stats = {name: broker.call(Stats(name)) for name in names}
     progress = read_progress(broker)[0] or Progress()
     now = broker.call(Load("queue", "", 1)).now
     lines = [each for each in read_tier(broker, TIERS[0]) if now - WINDOW <= each.start <= now]
     troubles = [trouble for name in names for trouble in _of_queue(broker, name, stats[name], lines, progress)]
-    troubles += _of_metrics(lines, progress, now)
+    troubles += _of_metrics(names, lines, progress, now)
     troubles.sort(key=lambda trouble: (trouble.status != "bad", -trouble.count))
     statuses = {trouble.status for trouble in troubles}
     minute = [each for each in lines if each.start >= now - 60_000]
     ended = sum(sum(_recent(minute, name)[event] for event in ("done", "dead", "cancelled")) for name in names)
-    return Health(
+    return Summary(
         now=now,
         status="bad" if "bad" in statuses else "warning" if statuses else "ok",
         ready=sum(sum(each.ready) for each in stats.values()),
@@ -91,7 +91,7 @@ def survey(broker: Broker) -> Health:
         dead=sum(each.dead for each in stats.values()),
         workers=_workers(lines),
         throughput=ended / 60,
-        oldest=max((seen.oldest for seen in progress.queues.values()), default=0) / 1000,
+        oldest=max((seen.oldest for name, seen in progress.queues.items() if name in stats), default=0) / 1000,
         troubles=troubles,
     )
 
@@ -145,10 +145,10 @@ def _of_queue(
         yield _trouble("parked", queue, parked, f"{parked} jobs wait for a worker that knows their task: {tasks}")
 
 
-def _of_metrics(lines: list[Lines], progress: Progress, now: int) -> Iterator[Trouble]:
+def _of_metrics(names: list[str], lines: list[Lines], progress: Progress, now: int) -> Iterator[Trouble]:
     if abs(now - progress.at) > SILENT:
         yield _trouble("unmeasured", "", 0, "no server has rolled metrics up for a while")
-    for queue in sorted({queue for each in lines for queue in each.lines}):
+    for queue in names:
         missed = sum(each.lines[queue].missed + each.lines[queue].damaged for each in lines if queue in each.lines)
         if missed:
             message = f"the counts of {missed} settles were gone or damaged before they were read"

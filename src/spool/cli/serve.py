@@ -34,8 +34,8 @@ def needs_server() -> None:
 @click.option("--allowed-host", multiple=True, metavar="NAME", help="A name under which it may be asked; repeatable.")
 @click.option("--origin", multiple=True, metavar="URL", help="An origin of pages that may log in, behind a proxy.")
 @click.option("--trust-proxy", default="", metavar="ADDRESS", help="Believe a proxy there who the client is.")
-@click.option("--certificate", type=click.Path(exists=True, dir_okay=False), default="", help="For TLS, a PEM file,")
-@click.option("--key", type=click.Path(exists=True, dir_okay=False), default="", help="and its key.")
+@click.option("--certificate", type=click.Path(exists=True, dir_okay=False), help="For TLS, a PEM file,")
+@click.option("--key", type=click.Path(exists=True, dir_okay=False), help="and its key.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS, or without tokens.")
 @click.option(
     "--max-body", type=click.IntRange(1024), default=1024 * 1024, show_default=True, help="Bytes of a request's body."
@@ -49,6 +49,8 @@ def server(
     allowed_host: tuple[str, ...],
     origin: tuple[str, ...],
     trust_proxy: str,
+    certificate: str | None,
+    key: str | None,
     max_body: int,
     rate: float,
     enqueue_rate: float,
@@ -68,6 +70,8 @@ def server(
         allowed_hosts=allowed_host,
         origins=origin,
         trusted_proxy=trust_proxy,
+        certificate=certificate or "",
+        key=key or "",
         limits=Limits(body=max_body, rate=rate, enqueue_rate=enqueue_rate),
         **given,
     )

@@ -12,6 +12,7 @@ from spool.telemetry.bucket import KIND, TIERS
 from spool.telemetry.ledger import SUMS, read_sums
 from spool.telemetry.roller import LEAD, ROLLER, TTL, read_progress
 from tests.contract.driver import Driver, job
+from tests.eventually import eventually
 from tests.telemetry.conftest import blob
 
 SECOND, TEN, MINUTE = TIERS
@@ -77,6 +78,17 @@ def test_one_leads_and_another_takes_over_when_it_is_silent(q, broker, board, cl
     two.roll()
     assert board.done() == 3
     assert board.total(lambda line: line.attempts.outcomes.get("done", 0)) == [3, 3, 3]
+
+
+def test_one_that_ends_in_order_lets_another_lead_at_once(q, broker, board):
+    one, two = Roller(broker), Roller(broker)
+    one.start()
+    settle(q, blob(done=1))
+    eventually(lambda: board.done() == 1)
+    one.close()
+    settle(q, blob(done=1))
+    two.roll()
+    assert (board.done(), two.leads) == (2, True)
 
 
 class Torn:

@@ -8,6 +8,7 @@ once, whoever leads, and whatever dies or is lost at whatever moment.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -51,7 +52,7 @@ class Seen(msgspec.Struct, array_like=True):
 
 
 class Progress(msgspec.Struct, array_like=True):
-    """Who leads, when it last wrote (ms), and how far it came."""
+    """Who leads ("" after one that ended in order), when it last wrote (ms), and how far it came."""
 
     leader: str = ""
     at: int = 0
@@ -118,10 +119,17 @@ class Roller:
         self._thread.start()
 
     def close(self, timeout: float = 10.0) -> None:
-        """End after the step under way, which is waited for ``timeout`` seconds."""
+        """End after the step under way, which is waited for ``timeout`` seconds, and let another lead at once."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join(timeout)
+            if self._thread.is_alive():
+                return
+        lead, self._lead = self._lead, None
+        if lead is not None:
+            lead.progress.leader = ""
+            with contextlib.suppress(BrokerError):
+                self._broker.call(Store(KIND, ROLLER, pack([lead.progress]), TTL, lead.version))
 
     def _run(self) -> None:
         due = time.monotonic()
@@ -168,7 +176,7 @@ class Roller:
     def _take_over(self) -> _Lead | None:
         loaded = self._broker.call(Load(KIND, ROLLER, 1))
         progress, version = read_progress(self._broker)
-        if progress is not None and progress.leader != self.name and abs(loaded.now - progress.at) <= LEAD:
+        if progress is not None and progress.leader not in ("", self.name) and abs(loaded.now - progress.at) <= LEAD:
             return None
         return _Lead(self._broker, progress, version)
 

@@ -224,11 +224,11 @@ def main() -> None:
         broker.call(storing(id_, row))
         servers = [Server(redis.url, token) for _ in range(2)]
         try:
-            with Fleet(WorkerOptions(app="benchmarks.metrics:app", processes=2, log_level="critical")) as fleet:
+            with Fleet(WorkerOptions(app="benchmarks.metrics:app", processes=2, log_level="error")) as fleet:
                 fleet.wait_ready()
                 for start in range(0, arguments.jobs, 10_000):
                     numbers = range(start, min(start + 10_000, arguments.jobs))
-                    app.enqueue_many((send if number % 20 == 0 else work).call(number) for number in numbers)
+                    app.enqueue_many((send if number % 20 == 5 else work).call(number) for number in numbers)
                     if start == 30_000:
                         servers.pop(0).kill()
                         servers.append(Server(redis.url, token))

@@ -80,7 +80,9 @@ def test_panels_have_ids_titles_and_places_of_their_own():
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
         cells = {
-            (x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
         }
         assert panel["title"]
         assert max(x for x, _ in cells) < 24
@@ -142,8 +144,8 @@ def test_everything_is_published_on_loopback_alone_and_every_mount_is_there():
         for volume in service.get("volumes", ()):
             source = volume.partition(":")[0]
             assert (DEPLOY / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], volume
-        for other, condition in dict.fromkeys(service.get("depends_on", ()), {}).items():
-            assert other in COMPOSE["services"], condition
+        for other in service.get("depends_on", ()):
+            assert other in COMPOSE["services"], name
 
 
 def test_redis_keeps_its_data_and_evicts_nothing():
@@ -166,7 +168,9 @@ def test_grafana_is_provisioned_with_what_is_there():
 
 def test_the_image_is_made_of_what_is_there_and_runs_as_nobody():
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]]
+    copied = [
+        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
+    ]
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     assert copied
     for each in copied:

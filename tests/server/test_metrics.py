@@ -9,6 +9,8 @@ from spool.report import Meter, pack
 from tests.contract.driver import Driver, job
 from tests.eventually import eventually
 from tests.model_state import Clock
+from tests.server.served import serving
+from tests.telemetry.conftest import blob
 
 
 @pytest.fixture
@@ -110,6 +112,32 @@ def test_a_token_for_one_queue_sees_that_one(served, q):
     summary = client.get("/api/v1/metrics/summary").json()
     assert {each["queue"] for each in summary["troubles"]} - {""} == {"mail"}
     assert summary["dead"] == 0
+
+
+def test_two_servers_show_the_same_and_one_goes_on_alone(store_url):
+    with serving(store_url) as one:
+        with serving(store_url) as two:
+            clients = [each.client("read") for each in (one, two)]
+            for client in clients:
+                eventually(lambda client=client: "spool_metrics_age_seconds" in client.get("/metrics").text)
+            q = Driver(one.broker, Clock())
+            work(q)
+            for client in clients:
+                eventually(lambda client=client: attempts(client) == 4)
+            # The last steps may have been read at different moments.
+            shown = [client.get("/api/v1/metrics/history?range=60").json() for client in clients]
+            times = sorted(set(shown[0]["times"][:-2]) & set(shown[1]["times"][:-2]))
+            assert len(times) > 50
+            first, second = (dict(zip(each["times"], each["run"]["count"], strict=True)) for each in shown)
+            assert [first[at] for at in times] == [second[at] for at in times]
+        q.settle("w", metrics=blob(done=2))
+        eventually(lambda: attempts(clients[0]) == 6)
+    with serving(store_url) as again:
+        assert attempts(again.client("read")) == 6
+
+
+def attempts(client):
+    return sum(client.get("/api/v1/metrics/history?range=3600").json()["run"]["count"])
 
 
 def test_without_the_store_errors_are_what_is_left(served, q, monkeypatch):

@@ -43,7 +43,7 @@ class TaskReport(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Meter:
-    """Counts for one task of one queue, until they are reported. The executor adds to the fields itself."""
+    """Counts for one task of one queue, until they are reported. `spool.executor.metering` adds to the fields."""
 
     __slots__ = ("others", "ran", "runs", "task", "waited", "waits")
 

@@ -15,7 +15,7 @@ from spool.errors import JobConflict, JobNotFound, SpoolError
 from spool.job import Job, Snapshot, State, view
 from spool.server.intake import JobRequest
 from spool.server.problems import Problem, Refused, problem_of
-from spool.server.routes import Ask, Operation, Reply
+from spool.server.routes import Ask, Name, Operation, Reply
 from spool.settings import MAX_SECONDS
 
 LONGEST_WAIT: Final = 60.0
@@ -88,10 +88,10 @@ class Progress(msgspec.Struct, frozen=True):
 class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which jobs: all that meet every one of these. Times in ms since the epoch, when they ended, else were created."""
 
-    queue: list[str] = []
+    queue: list[Name] = []
     state: list[State] = []
     id: list[str] = []
-    task: str | None = None
+    task: Name | None = None
     error: Annotated[str, Meta(min_length=1)] | None = None
     since: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
     until: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
@@ -208,9 +208,12 @@ async def find(ask: Ask[Any, None], states: list[State]) -> Jobs:
     return Jobs([catalogue.redacted(job) for job in page.jobs], page.cursor)
 
 
-def moment(at: int | None) -> dt.datetime | None:
-    """Return a time in ms since the epoch as a selection takes it."""
-    return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
+def moment(at: float | None) -> dt.datetime | None:
+    """Return a time in ms since the epoch as a selection takes it; one that no calendar has is refused."""
+    try:
+        return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise Refused(422, f"{at:.0f} ms after 1970 is beyond any calendar") from error
 
 
 async def list_jobs(ask: Ask[JobsQuery, None]) -> Jobs:

@@ -108,12 +108,14 @@ def _read_form(body: bytes) -> tuple[str, str]:
     return fields.get("token", [""])[0].strip(), fields.get("next", ["/"])[0]
 
 
-class _Login(msgspec.Struct, frozen=True):
+class Login(msgspec.Struct, frozen=True):
+    """A token, for which there will be a session. A form may have it as well."""
+
     token: str
 
 
 def _read_json(body: bytes) -> tuple[str, str]:
-    return msgspec.json.decode(body, type=_Login).token.strip(), "/"
+    return msgspec.json.decode(body, type=Login).token.strip(), "/"
 
 
 async def log_out(ask: Ask[None, None]) -> Reply:
@@ -144,7 +146,9 @@ ROUTES = (
         produces="text/html; charset=utf-8",
         response=str,
     ),
-    Operation("POST", "/login", log_in, None, "Log in", media="*/*", documented=False, mutates=False),
-    Operation("POST", "/logout", log_out, None, "Log out", media="*/*", documented=False, mutates=False),
+    Operation(
+        "POST", "/login", log_in, None, "Log in", media="*/*", shown_request=Login, response=LoggedIn, mutates=False
+    ),
+    Operation("POST", "/logout", log_out, None, "Log out", media="*/*", status=303, mutates=False),
     Operation("GET", "/api/v1/me", who, "read", "Whose token or session this is", response=LoggedIn, queues=True),
 )

@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 
 import pytest
+
+from tests.eventually import eventually
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,7 +31,7 @@ class Session:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.code: list[str] = []
-        self.workers: list[subprocess.Popen] = []
+        self.workers: list[subprocess.Popen[bytes]] = []
         self.server = ""
         scripts = str(Path(sys.executable).parent)
         self.env = os.environ | {
@@ -65,11 +66,11 @@ class Session:
 
     def serve(self) -> None:
         """Run a server, on a port that is free."""
-        command = ["spool", "server", "--port", "0"]
-        server = subprocess.Popen(command, cwd=self.folder, env=self.env, stderr=subprocess.PIPE, text=True)
-        self.workers.append(server)
-        self.server = server.stderr.readline().split()[-1]
-        threading.Thread(target=server.stderr.read, daemon=True).start()
+        log = self.folder / "server.log"
+        with log.open("w") as file:
+            command = ["spool", "server", "--port", "0"]
+            self.workers.append(subprocess.Popen(command, cwd=self.folder, env=self.env, stderr=file))
+        self.server = eventually(lambda: re.search(r"serving (\S+)", log.read_text()))[1]
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,11 +1,12 @@
 import threading
 
 import httpx
-import msgspec
 import pytest
 
 from spool import Spool
-from spool.broker import Act, Pause
+from spool.broker import Act, Beat, Claim, Heartbeat, Pause
+from spool.broker.notes import JobNote, Note
+from spool.job import LogLine, Progress, encode_line, encode_progress
 from tests.eventually import eventually
 
 app = Spool("sqlite://:memory:")
@@ -331,7 +332,23 @@ def test_the_progress_of_a_job_is_shown(served):
     client = served.client("operate")
     id = client.post("/api/v1/jobs", json={"task": "send", "queue": "mail"}).json()["id"]
 
-    answer = client.get(f"/api/v1/jobs/mail/{id}/progress")
+    at = f"/api/v1/jobs/mail/{id}"
+    assert client.get(f"{at}/progress").json() | {"queue": "mail"} == {
+        "queue": "mail",
+        "id": id,
+        "state": "ready",
+        "progress": None,
+        "log": [],
+        "log_dropped": 0,
+    }
+    served.broker.call(Beat("mail", [Heartbeat("worker", 60_000, tasks=("send",))]))
+    served.broker.call(Claim("mail", "worker", 1))
+    line = encode_line(LogLine(5, 1, "INFO", "shop", "<b>half of it</b>"))
+    said = JobNote(id, 1, 0, (line,), 1, encode_progress(Progress(3, 6, "rows", 5, 1)))
+    served.broker.call(Note("mail", "worker", [said]))
 
-    assert answer.status_code == 200
-    assert msgspec.json.decode(answer.content)["state"] == "ready"
+    told = client.get(f"{at}/progress").json()
+
+    assert (told["state"], told["progress"]["done"], told["progress"]["total"]) == ("running", 3, 6)
+    assert [(each["level"], each["message"]) for each in told["log"]] == [("INFO", "<b>half of it</b>")]
+    assert client.get(at).json()["progress"] == told["progress"]

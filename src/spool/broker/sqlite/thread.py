@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from spool.broker import Act, Beat, Claim, Claimed, Enqueue, Find, Get, Load, Retire, Settle, Stats, Store, Watch
+from spool.broker import Act, Beat, Claim, Claimed, Enqueue, Find, Get, Load, Note, Retire, Settle, Stats, Store, Watch
 from spool.broker.sqlite.file import Location, busy, connect, explain, full
 from spool.broker.sqlite.jobs import act, enqueue, find, get, load, stats, store, watch
 from spool.broker.sqlite.leases import beat, claim, idle, settle
+from spool.broker.sqlite.notes import note
 from spool.broker.sqlite.retire import retire
 from spool.broker.sqlite.store import Idle, Transaction
 from spool.broker.sqlite.waiting import AwaitOrders, AwaitWork, Ended, Ticket, Waiting, deliver
@@ -37,6 +38,7 @@ WRITES: Final[dict[type, Callable[[Transaction, Any], object]]] = {
     Beat: beat,
     Claim: claim,
     Settle: settle,
+    Note: note,
     Retire: retire,
     Store: store,
 }
@@ -143,7 +145,7 @@ class StoreThread:
             while weight < GROUP:
                 ticket = self._inbox.get_nowait() if group else self._inbox.get(timeout=self._waiting.pause())
                 group.append(ticket)
-                weight += 1 + len(getattr(ticket.request, "jobs", ())) + len(getattr(ticket.request, "settlements", ()))
+                weight += 1 + _size(ticket.request)
         except queue.Empty:
             pass
         return group
@@ -346,6 +348,11 @@ class StoreThread:
         meaning = explain(error, self._location) if isinstance(error, sqlite3.Error) else type(error)(*error.args)
         meaning.__cause__ = error
         return meaning
+
+
+def _size(request: object) -> int:
+    parts = getattr(request, "jobs", ()), getattr(request, "settlements", ()), getattr(request, "notes", ())
+    return len(parts[0]) + len(parts[1]) + len(parts[2])
 
 
 def _sort(group: list[Ticket]) -> tuple[list[Ticket], list[Ticket], list[Ticket]]:

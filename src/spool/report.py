@@ -18,6 +18,7 @@ workers know are documents of kind ``task`` under their names: `TaskRow`, as JSO
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, Final, Literal
 
@@ -27,6 +28,8 @@ from spool.errors import StoreCorrupt
 
 LAYOUT: Final = 1
 BUCKETS: Final = 65
+
+_NUMBERS: Final = range(BUCKETS)
 
 Histogram = list[int]
 
@@ -75,7 +78,10 @@ class Meter:
 
 
 def _sparse(counts: list[int]) -> Histogram:
-    return [number for bucket, count in enumerate(counts) if count for number in (bucket, count)]
+    found: Histogram = []
+    for bucket in itertools.compress(_NUMBERS, counts):
+        found += (bucket, counts[bucket])
+    return found
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -15,23 +15,31 @@ from spool.report import Meter, pack
 
 def metrics_of(batch: Iterable[Run]) -> bytes:
     """Return the blob for attempts that have ended, as `spool.broker.Settle` takes it; see `spool.report`."""
-    meters: set[Meter] = set()
+    meters: dict[Meter, None] = {}
     meter = Meter("")
+    runs, waits, ran, waited = meter.runs, meter.waits, 0, 0
     for run in batch:
         if run.recipe.meter is not meter:
+            meter.ran += ran
+            meter.waited += waited
             meter = run.recipe.meter
-            meters.add(meter)
+            meters[meter] = None
+            runs, waits, ran, waited = meter.runs, meter.waits, 0, 0
         began = run.began
         if began:
-            ran = run.ended - began
-            meter.runs[ran.bit_length()] += 1
-            meter.ran += ran
-            if not run.tally and (waited := run.offset + began // 1_000_000 - run.record.created) >= 0:
-                meter.waits[waited.bit_length()] += 1
-                meter.waited += waited
+            took = run.ended - began
+            runs[took.bit_length()] += 1
+            ran += took
+            if not run.tally:
+                wait = (run.at or run.offset + began // 1_000_000) - run.record.created
+                if wait >= 0:
+                    waits[wait.bit_length()] += 1
+                    waited += wait
         else:
-            meter.runs[0] += 1
+            runs[0] += 1
         if type(run.settlement) is not Done:
             outcome = "lost" if run.settlement is None else type(run.settlement).__name__.lower()
             meter.others[outcome] = meter.others.get(outcome, 0) + 1
+    meter.ran += ran
+    meter.waited += waited
     return pack(meters)

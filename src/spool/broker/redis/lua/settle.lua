@@ -100,7 +100,7 @@ if alive then
   if ARGV[4] ~= '' then
     local n = redis.call('HINCRBY', P .. 'meta', 'blobs', 1) -- so that a reader knows how many it has missed
     redis.call('XADD', P .. 'metrics', 'MAXLEN', '~', 10000, '*', 'b', ARGV[4], 'n', now .. '/' .. n)
-    redis.call('PEXPIRE', P .. 'metrics', 7 * DAY)
+    if n % 16 == 1 then redis.call('PEXPIRE', P .. 'metrics', 14 * DAY) end
   end
 end
 return reply

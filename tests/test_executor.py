@@ -15,9 +15,9 @@ from spool import Backoff, Call, Cancel, Release, Retry, Spool, current_job
 from spool.broker import Cancelled, Died, Done, Released, Retried
 from spool.executor import Executor, JobContext, Lease, Run, threads
 from spool.executor.attempt import MESSAGE_LIMIT, TRACEBACK_LIMIT
+from spool.executor.metering import metrics_of
 from spool.executor.pool import Processes
 from spool.job import VERSION, Attempt, Tally, encode_record, read_ending, read_record, read_tally
-from spool.report import pack
 from tests import lifespan_shop, shop
 from tests.eventually import aeventually
 from tests.tallies import write_tally
@@ -811,11 +811,13 @@ async def test_attempts_are_counted_by_outcome_and_time(app):
     runs = [await bench.run(work.call(fail=fail), created=NOW - 5) for fail in (False, True, False)]
     runs.append(bench.start(work.call(fail=False)))
     bench.executor.stop(runs[-1], "stopped")
-    (report,) = msgspec.msgpack.decode(pack({run.recipe.meter for run in runs}))[1:]
+    (report,) = msgspec.msgpack.decode(metrics_of(runs))[1:]
     assert report[:2] == ["work", {"done": 2, "died": 1, "released": 1}]
     assert sum(report[2][1::2]) == 3
     assert sum(report[3][1::2]) == 4
-    assert pack({run.recipe.meter for run in runs}) == b""
+    assert report[4] >= 3 * 5
+    assert report[5] == sum(run.ended - run.began for run in runs[:3])
+    assert metrics_of([]) == b""
 
 
 # Processes

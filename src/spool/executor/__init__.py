@@ -129,8 +129,6 @@ class Executor:
     def end(self, run: Run, settlement: Settlement | None) -> None:
         """End a run that never began; ``finish`` is called later, never from within."""
         run.settlement, run.ended = settlement, monotonic_ns()
-        run.recipe.meter.runs[0] += 1
-        _count(run)
         self._loop.call_soon(run.recipe.finish, run)
 
     def _drop(self, run: Run) -> None:
@@ -200,20 +198,14 @@ class Executor:
                 run.settlement = done(run, recipe.encode(result))
             else:
                 run.settlement = self._stopped(run, None)
-                _count(run)
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 - a task may raise anything; SystemExit is meant for it, not for us
             run.ended = run.ended or monotonic_ns()
             read = not recipe.plain or args is not _UNSET
             run.settlement = self._broken(run, error, final=not read or result is not _UNSET)
-            _count(run)
         if recipe.timeout is not None:
             self._deadlines.discard(run, recipe.timeout)
-        meter = recipe.meter
-        meter.runs[(run.ended - began).bit_length()] += 1
-        if not run.tally and (waited := run.offset + began // 1_000_000 - run.record.created) >= 0:
-            meter.waits[waited.bit_length()] += 1
         run.task = None  # its context holds the run: a cycle, which only the collector would find
         recipe.finish(run)
 
@@ -396,12 +388,6 @@ def _raised(run: Run, error: BaseException) -> Settlement:
 
 def _judge(run: Run, error: BaseException) -> Failure:
     return judge(error, run.recipe.policy, run.read_tally()[0].failures + 1)
-
-
-def _count(run: Run) -> None:
-    outcome = "lost" if run.settlement is None else type(run.settlement).__name__.lower()
-    others = run.recipe.meter.others
-    others[outcome] = others.get(outcome, 0) + 1
 
 
 def _compose(middlewares: Sequence[Middleware]) -> Callable[[JobContext, CallNext], Awaitable[Any]] | None:

@@ -183,6 +183,8 @@ class Run(msgspec.Struct, eq=False):
     offset: int
     began: int = 0
     ended: int = 0
+    at: int = 0
+    """`started`, once it is done: worked out once, since each attempt needs it twice."""
     stop: StopReason | None = None
     inner: Interruptible | None = None
     task: asyncio.Task[None] | None = None
@@ -259,13 +261,14 @@ class Run(msgspec.Struct, eq=False):
 def done(run: Run, result: bytes) -> Done:
     """Settle as done; ``result`` is msgpack."""
     recipe, record, offset = run.recipe, run.record, run.offset
+    run.at = started = offset + run.began // 1_000_000
     ending = Ending(
         VERSION,
         "done",
         record.task,
         record.fingerprint,
         record.created,
-        offset + run.began // 1_000_000,
+        started,
         offset + run.ended // 1_000_000,
         run.read_tally()[0].attempts + 1 if run.tally else 1,
         msgspec.Raw(result) if recipe.keep else NIL,

@@ -21,8 +21,9 @@ from spool.broker import Claim, Released, Retire, Retried, Settle, Settlement, S
 from spool.errors import BrokerError, LeaseLost
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Failure, Run, StopReason
+from spool.executor.metering import metrics_of
 from spool.job import new_id
-from spool.report import WorkerRow, encode_row, pack
+from spool.report import WorkerRow, encode_row
 from spool.worker.claims import Claims
 from spool.worker.heartbeat import Heard, Keeper, is_fatal
 from spool.worker.notes import Notes
@@ -390,7 +391,7 @@ class Life:
 
     async def _settle(self, line: Line, batch: list[Run]) -> None:
         settlements = [run.settlement for run in batch if run.settlement is not None]
-        metrics = pack({run.recipe.meter for run in batch})
+        metrics = metrics_of(batch)
         self._log(batch)
         if len(settlements) < len(batch):
             self._log_dropped(line, batch)

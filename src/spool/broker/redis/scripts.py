@@ -16,6 +16,7 @@ from spool.broker import (
     Acted,
     Beat,
     Beaten,
+    Blob,
     Cancel,
     Cancelled,
     Claim,
@@ -57,6 +58,7 @@ from spool.job import Snapshot, State, read_ending
 
 #: Most values in one group: a Lua stack has room for some 8,000 at once, three of which may belong to one job.
 GROUP: Final = 1000
+BAND: Final = 2**50
 
 
 class Script:
@@ -314,7 +316,7 @@ def _act(verb: Act) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:
     def parse(reply: Any) -> QueueStats:
-        now, ready, scheduled, parked, suspect, running, dead, workers, paused, totals = reply
+        now, ready, scheduled, parked, suspect, running, dead, workers, paused, totals, sequence, heads = reply
         return QueueStats(
             now=now,
             ready=list(ready),
@@ -326,22 +328,30 @@ def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:
             workers=workers,
             paused=bool(paused),
             totals=dict(zip(_texts(totals[::2]), map(int, totals[1::2]), strict=True)),
+            sequence=sequence,
+            heads=[int(float(place)) % BAND if place else 0 for place in heads],
         )
 
     return "stats", [], parse
 
 
 def _watch(verb: Watch) -> tuple[str, list[Any], Callable[[Any], Any]]:
-    _check_cursor(verb.cursor, r"\d+-\d+", "Watch")
+    _check_cursor(verb.cursor, r"\d+-\d+/\d+", "Watch")
+    after, _, seen = verb.cursor.partition("/")
 
     def parse(reply: Any) -> Watched:
-        return Watched(reply[0], list(zip(_texts(reply[1::2]), reply[2::2], strict=True)))
+        blobs: list[Blob] = []
+        for id_, stamp, body in zip(_texts(reply[1::3]), _texts(reply[2::3]), reply[3::3], strict=True):
+            at, _, number = stamp.partition("/")
+            blobs.append(Blob(f"{id_}/{number or 0}", int(at or reply[0]), body))
+        missed = int(blobs[0].cursor.partition("/")[2]) - int(seen or 0) - 1 if blobs else 0
+        return Watched(reply[0], blobs, max(0, missed))
 
-    return "watch", [verb.cursor, min(max(verb.limit, 1), GROUP)], parse
+    return "watch", [after, min(max(verb.limit, 1), GROUP)], parse
 
 
 def _load(verb: Load) -> tuple[str, list[Any], Callable[[Any], Any]]:
-    return "documents", ["load", verb.kind, verb.cursor, GROUP], _loaded
+    return "documents", ["load", verb.kind, verb.cursor, min(max(verb.limit, 1), GROUP)], _loaded
 
 
 def _store(verb: Store) -> tuple[str, list[Any], Callable[[Any], Any]]:

@@ -1,5 +1,5 @@
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 # How long one example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("spool", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("spool")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Escape what UTF-8 cannot hold: tests log half characters, and a report has to reach the process that prints."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

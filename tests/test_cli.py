@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import datetime as dt
 import json
@@ -13,6 +14,7 @@ import pytest
 
 from spool import Backoff, Spool, __version__
 from spool.broker import Beat, Broker, Claim, Died, Heartbeat, Settle, Stats, connect
+from spool.catalogue import publish
 from spool.cli import main
 from spool.cli.output import printable
 from spool.errors import BrokerUnavailable
@@ -79,7 +81,7 @@ def app(broker) -> Spool:
 def let_die(broker: Broker, queue: str, error: str = "ValueError: no", *, count: int = 1) -> list[str]:
     """Claim jobs as a worker would, and settle them as dead."""
     incarnation = new_id()
-    broker.call(Beat(queue, [Heartbeat(incarnation, tasks=("send", "shrink"))]))
+    broker.call(Beat(queue, [Heartbeat(incarnation, tasks=("send", "shrink", "login"))]))
     claimed = broker.call(Claim(queue, incarnation, 1, (count, 0)))
     kind, _, message = error.partition(": ")
     tally = write_tally(
@@ -188,6 +190,35 @@ def test_a_missing_sqlite_file_is_not_created(run, tmp_path):
 
 
 # Jobs
+
+
+async def announce(app: Spool, url: str) -> None:
+    """Write the catalogue of tasks, as a worker does."""
+    broker = connect(url)
+    await publish(app.tasks.values(), broker)
+    await broker.aclose()
+
+
+def test_what_a_task_redacts_is_shown_nowhere(run, app, broker, url):
+    @app.task(queue="auth", redact=("password",))
+    def login(user: str, password: str) -> None: ...
+
+    asyncio.run(announce(app, url))
+    dead = login.enqueue("bob", "hunter2")
+    let_die(broker, "auth", count=1)
+    job = login.enqueue("ann", password="hunter2")
+    for command in (
+        ["jobs", "show", job],
+        ["jobs", "show", job, "--json"],
+        ["jobs", "list", "--json"],
+        ["dead", "list", "--json"],
+        ["dead", "show", dead],
+        ["dead", "show", dead, "--json"],
+    ):
+        ran = run(*command)
+        assert ran.code == 0
+        assert "hunter2" not in ran.out
+        assert "[redacted]" in ran.out
 
 
 def test_jobs_list(run, app):

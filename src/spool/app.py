@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 import os
-import random
 import sys
 import time
 from collections.abc import (
@@ -16,7 +15,6 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -29,7 +27,6 @@ from msgspec.structs import replace
 from spool.broker import Broker, Enqueue, Enqueued, connect
 from spool.bulk import Bulk
 from spool.errors import (
-    BrokerError,
     BrokerFull,
     BrokerRefused,
     BrokerUnavailable,
@@ -39,11 +36,20 @@ from spool.errors import (
 )
 from spool.job import Job, Priority
 from spool.payload import MAX_PAYLOAD
-from spool.retry import DEFAULT_BACKOFF, Backoff, Exceptions, checked_policy, delay
+from spool.resend import graver, pauses, refused_again
+from spool.retry import DEFAULT_BACKOFF, Backoff, Exceptions, checked_policy
 from spool.selection import Selection
 from spool.selection.criteria import StateName, When, criteria
 from spool.selection.walk import Steps, arun, look_up, run
-from spool.settings import Durability, OnDisconnect, TaskKind, TaskSettings, check_count, seconds
+from spool.settings import (
+    Durability,
+    OnDisconnect,
+    TaskKind,
+    TaskSettings,
+    check_count,
+    checked_redact,
+    seconds,
+)
 from spool.task import Call, Task
 
 if TYPE_CHECKING:
@@ -59,8 +65,6 @@ Middleware = Callable[[Any, CallNext], Awaitable[Any]]
 """Wraps each attempt: ``async (context, call_next) -> result``."""
 
 DEFAULT_URL: Final = "sqlite:///spool.db"
-
-_RESEND: Final = Backoff(base=0.05, cap=1.0)
 
 
 class TaskDecorator(Protocol):
@@ -146,6 +150,7 @@ class Spool:
         max_crashes: int = 3,
         on_disconnect: OnDisconnect = "stop",
         process: bool = False,
+        redact: Sequence[str] = (),
     ) -> TaskDecorator: ...
 
     def task(
@@ -165,6 +170,7 @@ class Spool:
         max_crashes: int = 3,
         on_disconnect: OnDisconnect = "stop",
         process: bool = False,
+        redact: Sequence[str] = (),
     ) -> Any:
         """Declare a function as a task; with or without settings.
 
@@ -175,7 +181,8 @@ class Spool:
         loop, ``def`` in a thread, or with ``process`` in a process pool; there the job is dead after ``max_crashes``
         attempts that took their process down. ``on_disconnect`` says what becomes of a job that runs when its worker
         has not reached the store for 0.8 of its lease: "stop" ends it, before the store gives it to another worker;
-        "continue" lets it run on, and its outcome counts if the store has not done so by then.
+        "continue" lets it run on, and its outcome counts if the store has not done so by then. ``redact`` names
+        parameters whose values the command line and the server never show.
 
         Raises `TaskExists` for a name taken twice and `ConfigError` for a setting that cannot be used.
         """
@@ -186,7 +193,10 @@ class Spool:
             named = name if name is not None else getattr(fn, "__name__", "")
             limit = None if timeout is None else seconds("timeout", timeout)
             kept = seconds("result_ttl", result_ttl)
-            settings = TaskSettings(named, kind, queue, priority, policy, limit, kept, max_crashes, on_disconnect)
+            hidden = checked_redact(redact, fn)
+            settings = TaskSettings(
+                named, kind, queue, priority, policy, limit, kept, max_crashes, on_disconnect, hidden
+            )
             return self._declare(Task(fn, settings, self))
 
         return declare if fn is None else declare(fn)
@@ -342,14 +352,14 @@ class Spool:
         except BrokerUnavailable as error:
             failure = lost = error
         again = replace(verb, resend=True)
-        for pause in _pauses(self.enqueue_timeout):
+        for pause in pauses(self.enqueue_timeout):
             time.sleep(pause)
             try:
                 return self.broker.call(again)
             except BrokerUnavailable as error:
-                failure, lost = error, _graver(lost, error)
+                failure, lost = error, graver(lost, error)
             except (BrokerFull, BrokerRefused) as error:
-                raise _refused_again(lost, error) from error
+                raise refused_again(lost, error) from error
         raise failure
 
     async def asend(self, verb: Enqueue) -> Enqueued:
@@ -361,14 +371,14 @@ class Spool:
         import asyncio
 
         again = replace(verb, resend=True)
-        for pause in _pauses(self.enqueue_timeout):
+        for pause in pauses(self.enqueue_timeout):
             await asyncio.sleep(pause)
             try:
                 return await self.broker.acall(again)
             except BrokerUnavailable as error:
-                failure, lost = error, _graver(lost, error)
+                failure, lost = error, graver(lost, error)
             except (BrokerFull, BrokerRefused) as error:
-                raise _refused_again(lost, error) from error
+                raise refused_again(lost, error) from error
         raise failure
 
     def enqueue_many(self, calls: Iterable[Call], *, durability: Durability = None) -> int:
@@ -453,33 +463,6 @@ class Spool:
         chosen = criteria(id=id, queue=queue, state=state, task=task, error=error, since=since, until=until)
         results = (task.settings.result_ttl for task in self._tasks.values())
         return Selection(self, chosen, remember=max(self.dedupe_window, *results, 0))
-
-
-def _pauses(timeout: float) -> Iterator[float]:
-    """Yield the seconds to wait before each new try, with full jitter, until the time is over."""
-    end = time.monotonic() + timeout
-    failures = 1
-    while (left := end - time.monotonic()) > 0:
-        yield min(left, delay(_RESEND, failures, random.random()))  # noqa: S311 - jitter
-        failures += 1
-
-
-def _graver(one: BrokerUnavailable, other: BrokerUnavailable) -> BrokerUnavailable:
-    """Return the one after which it is not known what was carried out; of two such ones the first."""
-    return other if one.answered else one
-
-
-def _refused_again(lost: BrokerUnavailable, refusal: BrokerError) -> BrokerError:
-    """Return what to raise when a call that may have been carried out is refused the second time.
-
-    The refusal says that nothing was stored, and speaks for itself alone: a job that has ended since, and was not to be
-    remembered, or one of many, is new to the store, which has no room for it any more.
-    """
-    if lost.answered:
-        return refusal
-    return BrokerUnavailable(
-        f"whether anything was stored is not known: {lost}; sent again, it was refused and stored nothing: {refusal}"
-    )
 
 
 def _kind(fn: Callable[..., Any], *, process: bool) -> TaskKind:

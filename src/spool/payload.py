@@ -95,6 +95,8 @@ class Signature:
 
     def __init__(self, task: str, fn: Callable[..., Any]) -> None:
         self._task = task
+        self.declared: list[tuple[inspect.Parameter, Any]] = []
+        """Every parameter, with what it is restored as."""
         hints = _hints(task, fn)
         self._positional: list[Parameter] = []
         self._keyword: dict[str, Parameter] = {}  # all that may be given by name
@@ -102,6 +104,7 @@ class Signature:
         self._free: Parameter | None = None
         for each in inspect.signature(fn).parameters.values():
             self._add(each, hints.get(each.name, Any))
+            self.declared.append((each, hints.get(each.name, Any)))
         self._names = [each.name if each.name in self._keyword else None for each in self._positional]
         self._least = sum(each.required for each in self._positional)
         self._most = len(self._positional)

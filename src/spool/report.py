@@ -11,13 +11,14 @@ zeros; empty buckets are left out. A **wait** is the time in milliseconds from t
 producer's clock) to the start of the first attempt, so that a delay asked for is part of it. A **run** is the time in
 nanoseconds from the start of an attempt to its end.
 
-**Rows.** Each incarnation keeps a document of kind ``worker`` under its own name: `WorkerRow`, as JSON.
+**Rows.** Each incarnation keeps a document of kind ``worker`` under its own name: `WorkerRow`, as JSON. The tasks that
+workers know are documents of kind ``task`` under their names: `TaskRow`, as JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -134,3 +135,50 @@ def read_row(body: bytes) -> WorkerRow:
         return _decode_row(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StoreCorrupt(f"a worker's row cannot be read: {error}") from error
+
+
+ParameterKind = Literal["positional_only", "positional_or_keyword", "var_positional", "keyword_only", "var_keyword"]
+"""As `inspect.Parameter` has them."""
+
+
+class TaskParameter(msgspec.Struct, frozen=True):
+    """One parameter of a task; ``required`` has no default."""
+
+    name: str
+    required: bool
+    kind: ParameterKind
+
+
+class TaskRow(msgspec.Struct, frozen=True):
+    """One task as it was declared, for those who have the store and not the code.
+
+    ``priority`` is the rank (0 critical to 4 background), ``lane`` 1 for ``process=True``. ``schema`` is a JSON schema
+    (2020-12) of the arguments by name, an object; extra positional arguments are an array under their parameter's
+    name; None where a type has no schema. ``redact`` names the parameters whose values nobody is to see. ``version`` is
+    the layout of this row.
+    """
+
+    task: str
+    queue: str
+    priority: int
+    lane: int
+    max_crashes: int
+    parameters: list[TaskParameter]
+    schema: dict[str, Any] | None = None
+    redact: list[str] = []
+    version: int = LAYOUT
+
+
+encode_task_row = msgspec.json.Encoder(order="deterministic").encode
+_decode_task_row = msgspec.json.Decoder(TaskRow).decode
+
+
+def read_task_row(body: bytes) -> TaskRow:
+    """Read the row of a task. Raises `StoreCorrupt`, also for one of a newer layout."""
+    try:
+        row = _decode_task_row(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StoreCorrupt(f"the row of a task cannot be read: {error}") from error
+    if row.version > LAYOUT:
+        raise StoreCorrupt(f"the row of task {row.task} has layout {row.version}; this release knows up to {LAYOUT}")
+    return row

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from typing import Final, Literal
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -40,6 +41,7 @@ class TaskSettings(msgspec.Struct, frozen=True):
     result_ttl: float = 3600.0
     max_crashes: int = 3
     on_disconnect: OnDisconnect = "stop"
+    redact: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("task", self.name)
@@ -87,6 +89,24 @@ def check_on_disconnect(value: object) -> str:
     if not isinstance(value, str) or value not in ("stop", "continue"):
         raise ConfigError(f"on_disconnect must be 'stop' or 'continue', not {value!r}")
     return value
+
+
+def checked_redact(redact: object, fn: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of parameters to hide, each once. Raises `ConfigError` for one that the function has not.
+
+    A function with ``**kwargs`` may be given any name.
+    """
+    try:
+        names = sorted(msgspec.convert(redact, set[str]))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"redact must be the names of parameters, as redact=('password',), not {redact!r}") from error
+    named = inspect.signature(fn).parameters
+    free = any(each.kind is each.VAR_KEYWORD for each in named.values())
+    for name in names:
+        if name not in named and not free:
+            has = ", ".join(named) or "none"
+            raise ConfigError(f"redact names {name!r}, which is no parameter of {fn.__qualname__}; it has {has}")
+    return tuple(names)
 
 
 def check_durability(durability: object) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from spool import __version__
-from spool.cli import ab, bench, chaos, comparison, dead, jobs, measure, profile, profiled, queues, run, scaling, stored
+from spool.cli import ab, bench, chaos, comparison, dead, jobs, measure, profile, profiled, queues, run, scaling, serve, stored
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 
@@ -31,6 +31,8 @@ for _command in (
     jobs.jobs,
     queues.queues,
     dead.dead,
+    serve.server,
+    serve.token,
     bench.bench,
     profile.profile,
     measure.demo,

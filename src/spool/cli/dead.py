@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spool.catalogue import Catalogue
 from spool.cli.jobs import act, acting, hidden, replay, show_job, show_list
 from spool.cli.output import moment, print_json, print_table
 from spool.cli.store import client, filtered, json_option, queue_names, url_option
@@ -34,7 +35,7 @@ def dead() -> None:
 def list_dead(*, url: str | None, filters: Mapping[str, Any], limit: int, as_json: bool) -> None:
     """List dead jobs, those of each queue with the latest first."""
     with client(url) as app:
-        show_list(app.jobs(**filters, state=State.DEAD), limit, as_json=as_json)
+        show_list(app.jobs(**filters, state=State.DEAD), limit, app.broker if as_json else None)
         if not as_json:
             _show_bounds(app.broker, filters.get("queue"))
 
@@ -84,7 +85,7 @@ def show(*, url: str | None, job: str, queue: str | None, as_json: bool) -> None
         found = app.job(job, queue)
         if found.state is not State.DEAD:
             raise JobNotFound(f"job {found} is not dead but {found.state}")
-        show_job(found, as_json=as_json)
+        show_job(Catalogue.load(app.broker).redacted(found), as_json=as_json)
 
 
 @dead.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spool.catalogue import Catalogue
 from spool.cli.output import console, moment, print_json, print_table, printable
 from spool.cli.store import client, filtered, json_option, url_option
 from spool.job import Job, State
@@ -19,6 +20,7 @@ from spool.selection.criteria import StateName
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from spool.broker import Broker
     from spool.selection import OnProgress
 
 Acting = Callable[[Selection], int]
@@ -43,7 +45,7 @@ def list_jobs(
 ) -> None:
     """List jobs, those that run first."""
     with client(url) as app:
-        show_list(app.jobs(**filters, state=state), limit, as_json=as_json)
+        show_list(app.jobs(**filters, state=state), limit, app.broker if as_json else None)
 
 
 @jobs.command()
@@ -54,7 +56,7 @@ def list_jobs(
 def show(*, url: str | None, job: str, queue: str | None, as_json: bool) -> None:
     """Show everything known about one job."""
     with client(url) as app:
-        show_job(app.job(job, queue), as_json=as_json)
+        show_job(Catalogue.load(app.broker).redacted(app.job(job, queue)), as_json=as_json)
 
 
 def acting(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,11 +197,12 @@ def hidden(command: click.Command, name: str) -> click.Command:
 jobs.add_command(hidden(replay, "retry"))
 
 
-def show_list(found: Iterable[Job], limit: int, *, as_json: bool) -> None:
-    """Print at most ``limit`` jobs, and say on stderr when there are more."""
+def show_list(found: Iterable[Job], limit: int, as_json: Broker | None) -> None:
+    """Print at most ``limit`` jobs, as JSON if the broker is given, and say on stderr when there are more."""
     shown = list(islice(found, limit + 1))
-    if as_json:
-        print_json(shown[:limit])
+    if as_json is not None:  # the table shows no arguments
+        catalogue = Catalogue.load(as_json)
+        print_json([catalogue.redacted(job) for job in shown[:limit]])
     else:
         rows = [
             (job, job.state, job.task, job.priority, job.attempts, moment(_when(job)), _first_line(job.error))

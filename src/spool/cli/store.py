@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "sqlite:///spool.db"
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_AGO: Final = re.compile(rf"(\d+(?:\.\d+)?)([{''.join(_UNITS)}])")
+UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_AGO: Final = re.compile(rf"(\d+(?:\.\d+)?)([{''.join(UNITS)}])")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ class Moment(click.ParamType[Any]):
     ) -> dt.datetime | dt.timedelta:
         if ago := _AGO.fullmatch(value):
             try:
-                return dt.timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+                return dt.timedelta(seconds=float(ago[1]) * UNITS[ago[2]])
             except OverflowError:
                 self.fail(f"{value!r} is too long ago", param, ctx)
         try:

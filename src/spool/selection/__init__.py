@@ -13,7 +13,7 @@ from spool.grouping import ErrorGroups, Grouping
 from spool.job import Job, State
 from spool.selection.criteria import Criteria
 from spool.selection.pace import Pace
-from spool.selection.walk import Steps, Walk, arun, run
+from spool.selection.walk import Page, Steps, Walk, arun, run
 from spool.settings import check_count
 from spool.task import Client
 
@@ -118,6 +118,18 @@ class Selection:
         """As `count`, in the running event loop."""
         return await arun(self._client.broker, self._count())
 
+    def page(self, cursor: str = "", limit: int = 100) -> Page:
+        """Return some of them, at most ``limit``, and the cursor of the next page. Raises `ConfigError`.
+
+        For a cursor to lead on, the selection has to be the same.
+        """
+        self._client.check_sync("page", "apage")
+        return run(self._client.broker, self._page(cursor, limit))
+
+    async def apage(self, cursor: str = "", limit: int = 100) -> Page:
+        """As `page`, in the running event loop."""
+        return await arun(self._client.broker, self._page(cursor, limit))
+
     def groups(self, limit: int = 20) -> ErrorGroups:
         """Count those that are dead, or whose last attempt failed, by task and error; return the largest groups.
 
@@ -194,6 +206,10 @@ class Selection:
             for state in walk.states:
                 total += sizes[state] if state in sizes else (yield from walk.jobs(queue, state, number))
         return total
+
+    def _page(self, cursor: str, limit: int) -> Steps[Page]:
+        check_count("limit", limit, least=1)
+        return Walk(self._chosen, self._listable()).page(cursor, limit)
 
     def _group(self, limit: int) -> Steps[ErrorGroups]:
         check_count("limit", limit, least=1)

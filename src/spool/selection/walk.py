@@ -6,19 +6,24 @@ What is to be asked is written once, as generators that yield verbs and pauses a
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from spool.broker import Broker, Find, Get, Load, Loaded, Verb
-from spool.errors import JobNotFound
+from spool.errors import ConfigError, JobNotFound
 from spool.job import Job, State, view
 from spool.selection.criteria import Criteria
 
 T = TypeVar("T")
 
 PAGE: Final = 250
+READS: Final = 20
+"""Pages of the store that are read for one page of a selection: where few jobs match, a page may be short."""
 
 Steps = Generator[Verb[Any] | float | list[Job], Any, T]
 """Verbs to carry out, seconds to wait, and, from a listing only, jobs to hand out."""
@@ -82,6 +87,16 @@ def _known_queues(page: Loaded) -> Steps[list[str]]:
     return sorted(names)
 
 
+class Page(msgspec.Struct, frozen=True):
+    """Some of the jobs of a selection; ``cursor`` is for the next page, empty on the last one.
+
+    A page before the last may hold fewer jobs than were asked for, even none.
+    """
+
+    jobs: list[Job]
+    cursor: str
+
+
 class Walk:
     """The way through a selection: queue by queue, state by state, page by page; or straight to the jobs named."""
 
@@ -131,6 +146,44 @@ class Walk:
             if not cursor or (jobs and self._past(jobs[-1])):
                 return total
 
+    def page(self, cursor: str, limit: int) -> Steps[Page]:
+        """Return at most ``limit`` jobs, and where to go on. Asks for no more than `READS` pages of the store.
+
+        Raises `ConfigError` for a cursor that is none.
+        """
+        queues = sorted((yield from self.queues()))
+        if self._chosen.ids is not None:
+            named = [job for queue in queues for state in self.states for job in self._named[queue] if job.state is state]
+            return Page([job for job in named if self._matches(job)], "")
+        places = [(queue, state) for queue in queues for state in self.states]
+        at, inner = self._place(places, cursor)
+        jobs: list[Job] = []
+        reads = 0
+        while at < len(places):
+            if len(jobs) >= limit or reads == READS:
+                return Page(jobs, _cursor(*places[at], inner))
+            queue, state = places[at]
+            found = yield Find(queue, state, inner, min(limit - len(jobs), PAGE))
+            seen = [view(each) for each in found.jobs]
+            jobs += [job for job in seen if self._matches(job)]
+            reads += 1
+            inner = found.cursor
+            if not inner or (seen and self._past(seen[-1])):
+                at, inner = at + 1, ""
+        return Page(jobs, "")
+
+    def _place(self, places: list[tuple[str, State]], cursor: str) -> tuple[int, str]:
+        """Return where a cursor points: an index of ``places``, or of the queue after one that is gone."""
+        if not cursor:
+            return 0, ""
+        queue, state, inner = _read_cursor(cursor)
+        for index, place in enumerate(places):
+            if place == (queue, state):
+                return index, inner
+            if place[0] > queue:
+                return index, ""
+        return len(places), ""
+
     def dead_ids(self, queue: str) -> Steps[list[str]]:
         """Return the ids of the jobs that were dead when this walk began, the latest first."""
         ids: list[str] = []
@@ -172,3 +225,14 @@ def _moment(bound: dt.datetime | float | None, now: int) -> int | None:
 
 def _when(job: Job) -> int:
     return (job.finished or 0) if job.state.terminal else job.created
+
+
+def _cursor(queue: str, state: State, inner: str) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((queue, state, inner))).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[str, State, str]:
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode("ascii")), type=tuple[str, State, str])
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{cursor[:100]!r} is not the cursor of a page") from error

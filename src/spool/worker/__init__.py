@@ -14,7 +14,8 @@ from typing import Final, Protocol
 
 from spool.app import Spool
 from spool.broker import Settlement
-from spool.errors import ConfigError
+from spool.catalogue import publish
+from spool.errors import BrokerError, ConfigError
 from spool.executor import Executor
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
@@ -27,6 +28,8 @@ from spool.worker.slots import Slots
 logger = logging.getLogger("spool.worker")
 
 
+PUBLISH_AGAIN: Final = 30.0
+"""Seconds until the catalogue of tasks is tried again that could not be written."""
 LEAVE: Final = 3.0
 """Seconds that processes of the pool get to leave their lifespans when the worker ends in order."""
 
@@ -126,6 +129,7 @@ class Worker:
         self._executor: Executor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._now = asyncio.Event()
+        self._publishing: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Ask the worker to stop: in order the first time, at once the second. From any thread or signal handler."""
@@ -166,12 +170,28 @@ class Worker:
                 await stack.enter_async_context(lifespan(self.app))
             slots = Slots(self.concurrency, self.pool_size)
             survivors: list[Run] = []
+            stack.callback(self._end_publishing)
             while not self.stopping:
                 self._life = Life(self, executor, slots, keeper, survivors)
                 await self._live(self._life)
                 survivors = self._life.survivors()
             if self.condemned and self._link is not None:
                 await self._link.die(self._late)
+
+    def _end_publishing(self) -> None:
+        if self._publishing is not None:
+            self._publishing.cancel()
+
+    async def _publish(self) -> None:
+        """Say what tasks there are, for those who have the store alone. Work does not wait for it, nor ends without."""
+        while True:
+            try:
+                await publish(self.app.tasks.values(), self.app.broker)
+            except BrokerError as error:
+                logger.warning("the catalogue of tasks was not written, and will be tried again: %s", error)
+                await asyncio.sleep(PUBLISH_AGAIN)
+            else:
+                return
 
     async def _open_executor(self, stack: AsyncExitStack) -> Executor:
         processes = None
@@ -270,6 +290,8 @@ class Worker:
 
     def registered(self, incarnation: str) -> None:
         """Say that an incarnation holds its leases."""
+        if self._publishing is None and self._loop is not None:
+            self._publishing = self._loop.create_task(self._publish(), name="spool-catalogue")
         logger.info(
             "worker %s is ready for %s with %d tasks: %s",
             self.name,

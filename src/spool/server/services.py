@@ -1,0 +1,34 @@
+"""What handlers work with: one `Services` for each server process."""
+
+from __future__ import annotations
+
+from spool.app import Spool
+from spool.broker import Broker
+from spool.server.audit import Audit
+from spool.server.auth import Tokens
+from spool.server.guard import Doors, Rate
+from spool.server.intake import Intake
+from spool.server.replays import Replays
+from spool.server.session import Sessions
+from spool.server.settings import ServerSettings
+
+
+class Services:
+    """The parts of a server. ``app`` is the broker with a client around it, which has no tasks."""
+
+    def __init__(self, broker: Broker, settings: ServerSettings) -> None:
+        limits = settings.limits
+        self.broker = broker
+        self.settings = settings
+        self.app = Spool(broker)
+        self.tokens = Tokens(broker)
+        self.sessions = Sessions(broker, self.tokens, settings)
+        self.doors = Doors(settings, self.tokens, self.sessions)
+        self.intake = Intake(self.app)
+        self.audit = Audit(broker, settings.audit_days)
+        self.replays = Replays(broker)
+        self.rate = Rate(limits.rate)
+        self.enqueue_rate = Rate(limits.enqueue_rate)
+        self.failures = Rate(limits.failures / 60, float(limits.failures))
+        self.waits = 0
+        """Requests that wait for a result."""

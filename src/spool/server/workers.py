@@ -1,0 +1,155 @@
+"""Routes for workers: who they are, what they run; quiet and stop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from spool.broker import Find, Load, Store
+from spool.errors import StoreCorrupt
+from spool.job import State, view
+from spool.report import WorkerRow, read_row
+from spool.server.documents import load
+from spool.server.jobs import Nothing
+from spool.server.problems import Refused
+from spool.server.routes import Ask, Operation
+from spool.server.services import Services
+
+ORDER_TTL: Final = 3_600_000
+_PAGES: Final = 20
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A job that runs, since ``started`` (ms)."""
+
+    queue: str
+    id: str
+    task: str
+    started: int | None
+    attempts: int
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A worker process as it described itself last. ``state`` is "stopping" or "running"; ``now`` the store's clock."""
+
+    row: WorkerRow
+    state: Literal["running", "quiet", "stopping"]
+    ordered: Literal["quiet", "stop"] | None
+    now: int
+
+
+class Workers(msgspec.Struct, frozen=True):
+    """The workers that have reported lately. ``cursor`` is always empty: there are no pages."""
+
+    items: list[Worker]
+    cursor: str = ""
+
+
+class WorkerJobs(msgspec.Struct, frozen=True):
+    """A worker with the jobs that it runs."""
+
+    worker: Worker
+    jobs: list[Running]
+
+
+class Ordered(msgspec.Struct, frozen=True):
+    """An order that the worker's supervisor will read within some seconds."""
+
+    incarnation: str
+    order: Literal["quiet", "stop"]
+
+
+class JobsLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many of its jobs to name."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 200
+
+
+async def list_workers(ask: Ask[None, None]) -> Workers:
+    """List workers."""
+    found = await _workers(ask.services)
+    return Workers([each for each in found if any(ask.sees(queue) for queue in each.row.queues)])
+
+
+async def _workers(services: Services) -> list[Worker]:
+    orders = {document.key: document.body async for document, _ in load(services.broker, "order")}
+    workers: list[Worker] = []
+    async for document, now in load(services.broker, "worker"):
+        try:
+            row = read_row(document.body)
+        except StoreCorrupt:
+            continue
+        ordered = _order(orders.get(row.incarnation))
+        state: Literal["running", "quiet", "stopping"] = "stopping" if row.stopping else "running"
+        workers.append(Worker(row, state, ordered, now))
+    return sorted(workers, key=lambda each: (each.row.host, each.row.started, each.row.incarnation))
+
+
+def _order(body: bytes | None) -> Literal["quiet", "stop"] | None:
+    if body is None:
+        return None
+    try:
+        return msgspec.json.decode(body, type=_Order).order
+    except msgspec.MsgspecError:
+        return None
+
+
+class _Order(msgspec.Struct, frozen=True):
+    order: Literal["quiet", "stop"]
+    at: int
+    by: str
+
+
+async def _one(ask: Ask[object, object]) -> Worker:
+    incarnation = ask.path["incarnation"]
+    for each in await _workers(ask.services):
+        if each.row.incarnation == incarnation and any(ask.sees(queue) for queue in each.row.queues):
+            return each
+    raise Refused(404, f"no worker {incarnation[:50]!r} has reported lately")
+
+
+async def show(ask: Ask[JobsLimit, None]) -> WorkerJobs:
+    """Return a worker and the jobs that it runs."""
+    worker = await _one(ask)
+    jobs: list[Running] = []
+    for queue in filter(ask.sees, worker.row.queues):
+        cursor = ""
+        for _ in range(_PAGES):
+            found = await ask.services.broker.acall(Find(queue, State.RUNNING, cursor, 250))
+            mine = (view(each) for each in found.jobs if each.incarnation == worker.row.incarnation)
+            jobs += [Running(queue, job.id, job.task, job.started, job.attempts) for job in mine]
+            cursor = found.cursor
+            if not cursor or len(jobs) >= ask.query.limit:
+                break
+    return WorkerJobs(worker, jobs[: ask.query.limit])
+
+
+async def quiet(ask: Ask[None, Nothing]) -> Ordered:
+    """Let a worker claim no more jobs; those that run go on."""
+    return await _send(ask, "quiet")
+
+
+async def stop(ask: Ask[None, Nothing]) -> Ordered:
+    """Let a worker stop in order; its supervisor starts no other in its place."""
+    return await _send(ask, "stop")
+
+
+async def _send(ask: Ask[None, Nothing], order: Literal["quiet", "stop"]) -> Ordered:
+    worker = await _one(ask)
+    broker = ask.services.broker
+    now = (await broker.acall(Load("server"))).now
+    body = msgspec.json.encode(_Order(order, now, ask.principal.name))
+    await broker.acall(Store("order", worker.row.incarnation, body, ORDER_TTL))
+    return Ordered(worker.row.incarnation, order)
+
+
+_WORKER: Final = "/api/v1/workers/{incarnation}"
+
+ROUTES = (
+    Operation("GET", "/api/v1/workers", list_workers, "read", "List workers", response=Workers, queues=True),
+    Operation("GET", _WORKER, show, "read", "Show a worker", query=JobsLimit, response=WorkerJobs, queues=True),
+    Operation("POST", f"{_WORKER}/quiet", quiet, "operate", "Quiet a worker", request=Nothing, response=Ordered),
+    Operation("POST", f"{_WORKER}/stop", stop, "operate", "Stop a worker", request=Nothing, response=Ordered),
+)

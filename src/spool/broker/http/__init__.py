@@ -85,10 +85,15 @@ class HttpBroker:
 
     def call(self, verb: Verb[R]) -> R:
         """Carry out a verb; see `Broker.call`."""
-        if isinstance(verb, Claim) and verb.wait:
-            verb = replace(verb, wait=0.0)
-        reply: R = self._enqueue(verb) if isinstance(verb, Enqueue) else self._ask(verb)
-        return reply
+        asked: Any = verb
+        if isinstance(verb, Enqueue):
+            reply: Any = self._enqueue(verb)
+        elif isinstance(verb, Claim) and verb.wait:
+            reply = self._ask(replace(asked, wait=0.0))
+        else:
+            reply = self._ask(verb)
+        answer: R = reply
+        return answer
 
     def _ask(self, request: object, wait: float = 0.0) -> Any:
         path, body = ROUTES[type(request)].path, _encoded(request)
@@ -235,10 +240,9 @@ class HttpBroker:
             found: list[Ended] = []
             for piece in pieces:
                 if isinstance(piece, Answer):
-                    answer = piece
+                    check(self.url, piece)
                 else:
                     found += frames.feed(piece)
-        check(self.url, answer)
         return found
 
     async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:

@@ -9,10 +9,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from spool import __version__
 from spool.broker import tls
 from spool.broker.http.wire import HEADER, MEDIA, SPOKEN
 from spool.errors import ConfigError
+from spool.release import __version__
 
 #: What a URL's query may hold.
 OPTIONS: Final = tls.OPTIONS | {"socket_connect_timeout", "socket_timeout"}

@@ -126,7 +126,7 @@ def unreachable(url: str, error: Exception, *, closed: bool = False) -> BrokerUn
         return BrokerUnavailable(f"the broker {url} was closed")
     if isinstance(error, TimeoutError):
         return BrokerUnavailable(f"cannot reach {url}: no answer in time", silent=True)
-    return BrokerUnavailable(f"cannot reach {url}: {error or type(error).__name__}", silent=True)
+    return BrokerUnavailable(f"cannot reach {url}: {str(error) or type(error).__name__}", silent=True)
 
 
 def _library() -> Any:

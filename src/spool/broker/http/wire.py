@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from spool import __version__, errors
+from spool import errors
 from spool.broker import (
     Act,
     Acted,
@@ -41,6 +41,7 @@ from spool.broker import (
 )
 from spool.errors import BrokerError, BrokerRefused, BrokerUnavailable, PayloadTooLarge, SpoolError
 from spool.job import LANES, Snapshot
+from spool.release import __version__
 
 PROTOCOL: Final = 1
 HEADER: Final = "spool-protocol"

@@ -129,6 +129,8 @@ class Operation(msgspec.Struct, frozen=True):
     instead), ``response`` what comes back with ``status``. ``media`` is the type of the request's body where it is not JSON: then the handler gets bytes.
     ``max_body`` overrides `Limits.body`. ``answers`` describes further statuses, for the documentation.
 
+    ``also`` are scopes each of which allows it as well.
+
     ``mutates`` (default: every method but GET) is refused in read-only mode. ``audit``: "each" call is written into the
     audit log, or their "sum" per minute (default: "each" of what mutates, except that the scopes enqueue and work have
     "sum" and "none").
@@ -150,6 +152,7 @@ class Operation(msgspec.Struct, frozen=True):
     produces: str = "application/json"
     max_body: int = 0
     queues: bool = False
+    also: tuple[Scope, ...] = ()
     mutates: bool | None = None
     audit: Literal["each", "sum", "none"] | None = None
     documented: bool = True

@@ -112,7 +112,7 @@ class Front:
         return len(self._server.server_state.connections)
 
     def take_away(self) -> None:
-        """Let it serve none, and end what it does for the last one."""
+        """Let it serve none, end what it does for the last one, and close that."""
         app, self._app = self._app, None
         if app is not None:
             self.run(self._end(app))
@@ -121,6 +121,7 @@ class Front:
         app.services.verbs.stop()
         async with app.services.verbs.running():
             pass
+        await app.services.broker.aclose()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run something in the server's loop."""

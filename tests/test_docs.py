@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ class Session:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.code: list[str] = []
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[subprocess.Popen] = []
+        self.server = ""
         scripts = str(Path(sys.executable).parent)
         self.env = os.environ | {
             "PATH": scripts + os.pathsep + os.environ["PATH"],
@@ -50,11 +52,25 @@ class Session:
             if SETS_UP.match(command):
                 script = command.removeprefix("sh ")
                 assert command.startswith("pip") or (ROOT / script).exists(), command
+            elif assigned := re.fullmatch(r"export (\w+)=\$\((.+)\)", command):
+                self.env[assigned[1]] = self.run(["sh", "-euc", assigned[2]]).stdout.strip()
+            elif command == "spool server":
+                self.serve()
             elif command.startswith("spool worker") and "--help" not in command:
+                command = command.replace("http://127.0.0.1:8080", self.server)
                 self.workers.append(subprocess.Popen(shlex.split(command), cwd=self.folder, env=self.env))
             elif command:
+                command = command.replace("http://127.0.0.1:8080", self.server)
                 done = self.run(["sh", "-euc", command])
                 assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    def serve(self) -> None:
+        """Run a server, on a port that is free."""
+        command = ["spool", "server", "--port", "0"]
+        server = subprocess.Popen(command, cwd=self.folder, env=self.env, stderr=subprocess.PIPE, text=True)
+        self.workers.append(server)
+        self.server = server.stderr.readline().split()[-1]
+        threading.Thread(target=server.stderr.read, daemon=True).start()
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -119,6 +119,9 @@ class BrokerUnavailable(BrokerError):
     store may be well, serve others, and give leases away.
     """
 
+    answered = False
+    silent = False
+
     def __init__(self, message: str, *, answered: bool = False, silent: bool = False) -> None:
         super().__init__(message)
         self.answered = answered

@@ -193,7 +193,7 @@ class TestBadServers:
     def test_requests_that_cannot_be_read(self, sqlite_served, body):
         headers = {"content-type": wire.MEDIA, "spool-protocol": wire.SPOKEN}
         answer = sqlite_served.client().post("/api/v1/verbs/find", content=body, headers=headers)
-        assert (answer.status_code, answer.json()["error"]) == (400, "ConfigError")
+        assert (answer.status_code, answer.json()["error"]) == (422, "ConfigError")
 
     def test_names_that_would_become_part_of_others_keys_are_refused(self, sqlite_served):
         with at(sqlite_served) as broker:
@@ -228,7 +228,7 @@ ASKED = {
         Stats("q"),
         Watch("q"),
     ],
-    "read or work": [Load("queue"), Load("worker")],
+    "read or work": [Load("queue"), Load("worker"), Load("order")],
     "read, enqueue or work": [Load("task")],
     "operate": [Act("q", Pause())],
     "admin": [Load("token"), Store("token", "t", b"{}"), Load("session"), Store("any", "k", b"")],

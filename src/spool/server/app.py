@@ -11,10 +11,11 @@ middleware of Starlette's would add a tenth to that for each.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -76,11 +77,11 @@ class App:
             if operation.method in method:
                 raise ValueError(f"{operation.method} {operation.path} is declared twice")
             method[operation.method] = _Endpoint(self, operation)
-        self._literal = {path: _Path(methods) for path, methods in paths.items() if "{" not in path}
+        self._literal = {path: _Path(self, methods) for path, methods in paths.items() if "{" not in path}
         self._router = Router(
-            [Route(path, _Path(methods), methods=None) for path, methods in paths.items() if "{" in path],
+            [Route(path, _Path(self, methods), methods=None) for path, methods in paths.items() if "{" in path],
             redirect_slashes=False,
-            default=_nowhere,
+            default=self._nowhere,
         )
         self._stack: AsyncExitStack | None = None
 
@@ -102,7 +103,10 @@ class App:
         try:
             await self._dispatch(scope, receive, send)
         except Refused as refusal:
-            await _send_problem(send, refusal)
+            if refusal.problem.status == 401 and _is_for_people(scope):
+                await self._show_login(scope, send)
+            else:
+                await _send_problem(send, refusal)
         except SpoolError as error:
             await _send_problem(send, problem_of(error))
         except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -113,17 +117,30 @@ class App:
         finally:
             self._under_way -= 1
 
+    async def _show_login(self, scope: Any, send: Send) -> None:
+        query = scope.get("query_string", b"").decode("latin-1")
+        reply = login.page(scope["path"] + (f"?{query}" if query else ""), status=401)
+        await _send(send, 401, reply.content, (), reply.media.encode())
+
     async def _dispatch(self, scope: Any, receive: Any, send: Send) -> None:
-        services = self.services
-        headers = single_headers(scope["headers"])
-        services.doors.check_host(headers)
-        caller = await services.doors.authenticate(headers)
-        scope["spool"] = (caller, headers)
+        scope["spool"] = headers = single_headers(scope["headers"])
+        self.services.doors.check_host(headers)
         path = self._literal.get(scope["path"])
         if path is not None:
             await path(scope, receive, send)
         else:
             await self._router(scope, receive, send)
+
+    async def known(self, scope: Any) -> Principal:
+        """Return who asks, or refuse who did not say (401)."""
+        caller = await self.services.doors.authenticate(scope["spool"])
+        if caller is None:
+            raise Refused(401, "this needs a token, as Authorization: Bearer spool_…, or a login", _LOGIN)
+        return caller
+
+    async def _nowhere(self, scope: Any, _receive: Any, _send: Send) -> None:
+        await self.known(scope)
+        raise Refused(404, "there is nothing at this path")
 
     async def _websocket(self, scope: Any, receive: Any, send: Send) -> None:
         try:
@@ -160,7 +177,8 @@ class App:
 class _Path:
     """The methods of one path, as an ASGI application."""
 
-    def __init__(self, methods: Mapping[str, _Endpoint]) -> None:
+    def __init__(self, app: App, methods: Mapping[str, _Endpoint]) -> None:
+        self._app = app
         self._methods = methods
         self._allow = ", ".join(sorted({*methods, "HEAD", "OPTIONS"} - {"WEBSOCKET"}))
         self._open = any(endpoint.operation.scope is None for endpoint in methods.values())
@@ -172,7 +190,7 @@ class _Path:
             await endpoint(scope, receive, send)
             return
         if not self._open:
-            known(scope)
+            await self._app.known(scope)
         allow = ((b"allow", self._allow.encode()),)
         if method == "OPTIONS":
             await _send(send, 204, b"", allow, b"")
@@ -180,24 +198,12 @@ class _Path:
         raise Refused(405, f"allowed are {self._allow}", allow)
 
 
-async def _nowhere(scope: Any, _receive: Any, _send: Send) -> None:
-    known(scope)
-    raise Refused(404, "there is nothing at this path")
-
-
-def known(scope: Any) -> Principal:
-    """Return who asks, or refuse who did not say (401)."""
-    caller: Principal | None = scope["spool"][0]
-    if caller is None:
-        raise Refused(401, "this needs a token, as Authorization: Bearer spool_…, or a login", _LOGIN)
-    return caller
-
-
 class _Endpoint:
     """One operation, as an ASGI application."""
 
     def __init__(self, app: App, operation: Operation) -> None:
         self.operation = operation
+        self._app = app
         self._services = app.services
         self._handler = operation.handler
         limits = app.services.settings.limits
@@ -211,9 +217,9 @@ class _Endpoint:
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
         operation, services = self.operation, self._services
-        headers = scope["spool"][1]
-        caller = self._checked(scope, headers)
-        path = scope.get("path_params") or {}
+        headers = scope["spool"]
+        caller = await self._checked(scope, headers)
+        path: dict[str, str] = scope.get("path_params") or {}
         _check_path(path, caller)
         query = None if self._query is None else self._query.read(scope.get("query_string", b""))
         body: Any = None
@@ -228,19 +234,17 @@ class _Endpoint:
             return
         await self._answer(ask, await self._audited(ask), send)
 
-    def _checked(self, scope: Any, headers: Mapping[bytes, bytes]) -> Principal:
+    async def _checked(self, scope: Any, headers: Mapping[bytes, bytes]) -> Principal:
         """Return who asks, if that one may."""
         operation, services = self.operation, self._services
         caller = ANYBODY
         if operation.scope is not None:
-            caller = known(scope)
+            caller = await self._app.known(scope)
             if operation.scope not in caller.scopes and caller.scopes.isdisjoint(operation.also):
                 raise Refused(403, f"this needs a token with the scope {operation.scope!r}")
             self._rate.check(caller.id)
-        scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
-        if operation.method == "WEBSOCKET":
-            services.doors.check_origin(headers, scheme, strict=caller.cookie and services.settings.auth)
-        elif not self._safe and (caller.cookie or operation.scope is None):
+        scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
+        if operation.method == "WEBSOCKET" or (not self._safe and (caller.cookie or operation.scope is None)):
             services.doors.check_origin(headers, scheme, strict=caller.cookie and services.settings.auth)
         if self._refused:
             raise Refused(403, "this server is read-only")
@@ -255,23 +259,24 @@ class _Endpoint:
                 _check_type(headers, self.operation.media)
             return body
         # Also where no body is expected: a page of another origin cannot send this type without asking first.
-        if body or self._decode is not None:
+        if body:
             _check_type(headers, "application/json")
-        if self._decode is None:
-            return None
-        return self._decode(body or b"{}")
+        return None if self._decode is None else self._decode(body or b"{}")
 
     async def _audited(self, ask: Any) -> Any:
         scope = ask.asgi[0]
-        note = (ask.principal, _client(scope), f"{self.operation.method} {self.operation.path}", scope["path"])
+        action = f"{self.operation.method} {self.operation.path}"
+        note = partial(
+            self._services.audit.note, ask.principal, client=_client(scope), action=action, target=scope["path"]
+        )
         try:
             answer = await self._handler(ask)
         except (Refused, SpoolError) as error:
             problem = error.problem if isinstance(error, Refused) else problem_of(error)
-            await self._services.audit.note(*note, problem.status, problem.detail)
+            await note(status=problem.status, detail=problem.detail)
             raise
         status = answer.status if isinstance(answer, Reply) else 0
-        await self._services.audit.note(*note, status or self.operation.status, _detail(ask))
+        await note(status=status or self.operation.status, detail=_detail(ask))
         return answer
 
     async def _answer(self, ask: Any, answer: Any, send: Send) -> None:
@@ -281,9 +286,16 @@ class _Endpoint:
             await _send(send, answer.status or status, content, answer.headers, answer.media.encode())
         elif callable(answer):
             scope, receive, _ = ask.asgi
-            await answer(scope, receive, _guarded(send))
+            application: Any = answer
+            await application(scope, receive, _guarded(send))
         else:
             await _send(send, status, _encoded(answer), (), b"application/json")
+
+
+def _is_for_people(scope: Any) -> bool:
+    """Whether a browser asks for a page, which is no place to show a problem document."""
+    accepted = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+    return scope["method"] == "GET" and b"text/html" in accepted and not scope["path"].startswith("/api/")
 
 
 def _client(scope: Any) -> str:
@@ -319,11 +331,8 @@ class _QueryReader:
 
     def __init__(self, struct: type[msgspec.Struct]) -> None:
         self._struct = struct
-        self._lists = {
-            field.encode_name
-            for field in msgspec.structs.fields(struct)
-            if any(isinstance(part, msgspec.inspect.ListType) for part in _parts(field.type))
-        }
+        self._lists = _taking(struct, msgspec.inspect.ListType)
+        self._texts = _taking(struct, msgspec.inspect.StrType)
 
     def read(self, query: bytes) -> Any:
         given: dict[str, Any] = {}
@@ -334,11 +343,22 @@ class _QueryReader:
         for name, value in pairs:
             if name in self._lists:
                 given.setdefault(name, []).append(value)
+            elif value.lower() == "null" and name not in self._texts:
+                raise Refused(400, f"the parameter {name[:50]!r} is left out where it is none")
             elif name in given:
                 raise Refused(400, f"the parameter {name[:50]!r} is given twice")
             else:
                 given[name] = value
         return msgspec.convert(given, self._struct, strict=False)
+
+
+def _taking(struct: type[msgspec.Struct], kind: type[msgspec.inspect.Type]) -> set[str]:
+    """Return the fields that take what is of this kind."""
+    return {
+        field.encode_name
+        for field in msgspec.structs.fields(struct)
+        if any(isinstance(part, kind) for part in _parts(field.type))
+    }
 
 
 def _parts(annotation: Any) -> Sequence[msgspec.inspect.Type]:
@@ -353,17 +373,20 @@ def _encoded(content: Any) -> bytes:
     try:
         return _encode(content)
     except (TypeError, ValueError, RecursionError):
-        return _encode(_plain(msgspec.to_builtins(content, builtin_types=(dict,), str_keys=False), 0))
+        return _encode(_plain(content, 0))
 
 
 def _plain(value: Any, depth: int) -> Any:
     """Return what somebody stored as what JSON can say: keys become text, and what is unknown is described."""
     if depth > 100:
         return "…"
+    if isinstance(value, msgspec.Struct):
+        value = {field: getattr(value, field) for field in value.__struct_fields__}
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else repr(key): _plain(each, depth + 1) for key, each in value.items()}
+        pairs = cast("dict[Any, Any]", value).items()  # type: ignore[redundant-cast] # pyright knows less of it
+        return {key if isinstance(key, str) else repr(key): _plain(each, depth + 1) for key, each in pairs}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(each, depth + 1) for each in value]
+        return [_plain(each, depth + 1) for each in cast("Iterable[Any]", value)]
     try:
         _encode(value)
     except (TypeError, ValueError, RecursionError):

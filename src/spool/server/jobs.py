@@ -15,7 +15,7 @@ from spool.errors import JobConflict, JobNotFound, SpoolError
 from spool.job import Job, Snapshot, State, view
 from spool.server.intake import JobRequest
 from spool.server.problems import Problem, Refused, problem_of
-from spool.server.routes import Ask, Operation, Reply
+from spool.server.routes import Ask, Name, Operation, Reply
 from spool.settings import MAX_SECONDS
 
 LONGEST_WAIT: Final = 60.0
@@ -75,13 +75,23 @@ class Result(msgspec.Struct, frozen=True):
     traceback: str = ""
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far a job is, in its own words."""
+
+    queue: str
+    id: str
+    state: State
+    progress: Any
+    log: Any
+
+
 class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which jobs: all that meet every one of these. Times in ms since the epoch, when they ended, else were created."""
 
-    queue: list[str] = []
+    queue: list[Name] = []
     state: list[State] = []
     id: list[str] = []
-    task: str | None = None
+    task: Name | None = None
     error: Annotated[str, Meta(min_length=1)] | None = None
     since: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
     until: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
@@ -152,8 +162,8 @@ async def enqueue_many(ask: Ask[None, BatchRequest]) -> Batch:
             pending.append((index, queue, job.id, ask.services.intake.put(queue, job, request.durability)))
     stored: dict[str, int] = {}
     for index, queue, id, future in pending:
-        items[index] = await _outcome(queue, id, future)
-        stored[queue] = stored.get(queue, 0) + (items[index].error is None)
+        items[index] = item = await _outcome(queue, id, future)
+        stored[queue] = stored.get(queue, 0) + (item.error is None)
     for queue, count in stored.items():
         if count:
             ask.services.audit.count(ask.principal, "enqueue", queue, count)
@@ -198,9 +208,12 @@ async def find(ask: Ask[Any, None], states: list[State]) -> Jobs:
     return Jobs([catalogue.redacted(job) for job in page.jobs], page.cursor)
 
 
-def moment(at: int | None) -> dt.datetime | None:
-    """Return a time in ms since the epoch as a selection takes it."""
-    return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
+def moment(at: float | None) -> dt.datetime | None:
+    """Return a time in ms since the epoch as a selection takes it; one that no calendar has is refused."""
+    try:
+        return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise Refused(422, f"{at:.0f} ms after 1970 is beyond any calendar") from error
 
 
 async def list_jobs(ask: Ask[JobsQuery, None]) -> Jobs:
@@ -255,6 +268,14 @@ async def _ended(ask: Ask[ResultQuery, None], snapshot: Snapshot) -> Snapshot:
 async def _gone(receive: Any) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def progress(ask: Ask[None, None]) -> Progress:
+    """Return how far a job says that it is, and what it has logged; both are empty for a job that says nothing."""
+    snapshot = await look_up(ask)
+    # Until the store keeps them.
+    said, log = getattr(snapshot, "progress", None), getattr(snapshot, "log", None)
+    return Progress(snapshot.queue, snapshot.id, snapshot.state, said, log)
 
 
 async def cancel(ask: Ask[None, CancelRequest]) -> Acted:
@@ -325,5 +346,6 @@ ROUTES = (
     Operation("POST", f"{_JOB}/cancel", cancel, "operate", "Cancel a job", request=CancelRequest, response=Acted),
     Operation("POST", f"{_JOB}/retry", retry, "operate", "Retry a dead job", request=Nothing, response=Acted),
     Operation("POST", f"{_JOB}/delete", delete, "operate", "Delete a job", request=Nothing, response=Acted),
-    Operation("DELETE", _JOB, delete, "operate", "Delete a job", request=Nothing, response=Acted),
+    Operation("DELETE", _JOB, delete, "operate", "Delete a job", response=Acted),
+    Operation("GET", f"{_JOB}/progress", progress, "read", "Show a job's progress", response=Progress),
 )

@@ -1,4 +1,4 @@
-"""How a route is declared. A module of routes has ``ROUTES``, a sequence of `Operation`, and is named in `spool.server.app`.
+"""How a route is declared. A module of routes has ``ROUTES``, a sequence of `Operation`; `spool.server.app` names it.
 
 ```python
 class Greeting(msgspec.Struct, frozen=True):
@@ -38,10 +38,12 @@ operations are refused to such tokens.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
+from spool.job import NAME
 from spool.server.problems import Refused
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q")
 B = TypeVar("B")
+
+Name = Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
+"""Of a queue, a task or a job, in a query or a body."""
+
+Whole = Annotated[float, Meta(ge=0, le=2**53, multiple_of=1)]
+"""A whole number in a body. 3.0 is one in JSON, which knows numbers alone."""
 
 Scope = Literal["read", "enqueue", "work", "operate", "admin"]
 Method = Literal["GET", "POST", "PUT", "DELETE", "WEBSOCKET"]
@@ -77,7 +85,7 @@ class Ask(Generic[Q, B]):
 
     __slots__ = ("asgi", "body", "headers", "operation", "path", "principal", "query", "services")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made in one place, for every request
         self,
         services: Services,
         operation: Operation,
@@ -126,7 +134,8 @@ class Operation(msgspec.Struct, frozen=True):
 
     ``scope`` None is for anybody: health, the login page and its files, nothing else. ``query`` is a struct of the
     query's parameters, each of which may be a list; ``request`` one of the JSON body (``shown_request`` is documented
-    instead), ``response`` what comes back with ``status``. ``media`` is the type of the request's body where it is not JSON: then the handler gets bytes.
+    instead), ``response`` what comes back with ``status``. ``media`` is the type of the request's body where it is not
+    JSON: then the handler gets bytes.
     ``max_body`` overrides `Limits.body`. ``answers`` describes further statuses, for the documentation.
 
     ``also`` are scopes each of which allows it as well.

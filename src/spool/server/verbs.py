@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -77,6 +78,7 @@ SCOPES: Final[Mapping[type, Scope]] = {
 LOADS: Final[Mapping[str, tuple[Scope, ...]]] = {
     "queue": ("read", "work"),
     "worker": ("read", "work"),
+    "order": ("read", "work"),
     "task": ("read", "enqueue", "work"),
 }
 """Of documents, by kind, what allows to list them: one of these, else ``admin``."""
@@ -171,19 +173,20 @@ class Verbs:
 
 async def _noted(asked: Any, ask: Ask[None, bytes], work: Coroutine[Any, Any, T]) -> T:
     """Carry out, and write what it changes into the audit log."""
-    audit, who, client = ask.services.audit, ask.principal, ask.client
+    audit, who = ask.services.audit, ask.principal
     if isinstance(asked, Enqueue) and asked.jobs:
         audit.count(who, "enqueue", asked.queue, len(asked.jobs))
     if not isinstance(asked, Act | Store) or (isinstance(asked, Store) and asked.kind in STORES):
         return await work
     action, target, detail = _told(asked)
+    note = partial(audit.note, who, client=ask.client, action=action, target=target)
     try:
         reply = await work
     except SpoolError as error:
         problem = problem_of(error)
-        await audit.note(who, client, action, target, problem.status, problem.detail)
+        await note(status=problem.status, detail=problem.detail)
         raise
-    await audit.note(who, client, action, target, 200, detail)
+    await note(status=200, detail=detail)
     return reply
 
 
@@ -279,6 +282,8 @@ def _visible(kind: str, loaded: Loaded, ask: Ask[None, bytes]) -> Loaded:
         return loaded
 
     def shown(document: Document) -> bool:
+        if kind == "order":  # names an incarnation, and no queue
+            return True
         about = {document.key} if kind == "queue" else _about(document.body)
         return not queues.isdisjoint(about)
 

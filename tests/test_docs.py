@@ -70,7 +70,7 @@ class Session:
         server = subprocess.Popen(command, cwd=self.folder, env=self.env, stderr=subprocess.PIPE, text=True)
         self.workers.append(server)
         self.server = server.stderr.readline().split()[-1]
-        threading.Thread(target=server.stderr.read, daemon=True).start()
+        threading.Thread(target=server.communicate, daemon=True).start()  # closes it at the end
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -11,6 +11,8 @@ from tests.redis_server import RedisServer
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+    from tests.server.front import Front
+
 # How long one example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("spool", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("spool")
@@ -39,6 +41,15 @@ def redis_url(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iter
         yield redis_server.url
         if request.node.get_closest_marker("damages_store") is None:
             audit(client)
+
+
+@pytest.fixture(scope="session")
+def front() -> Iterator["Front"]:
+    """Give a server that can be put in front of any broker."""
+    from tests.server.front import Front
+
+    with Front() as front:
+        yield front
 
 
 @pytest.fixture

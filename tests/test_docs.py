@@ -58,6 +58,7 @@ class Session:
             elif command == "spool server":
                 self.serve()
             elif command.startswith("spool worker") and "--help" not in command:
+                command = command.replace("http://127.0.0.1:8080", self.server)
                 self.workers.append(subprocess.Popen(shlex.split(command), cwd=self.folder, env=self.env))
             elif command:
                 command = command.replace("http://127.0.0.1:8080", self.server)

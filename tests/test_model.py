@@ -453,3 +453,24 @@ def test_redis(redis_url):
 
     clock = Clock()
     run(RedisBroker(redis_url, clock=clock), clock, BACK)
+
+
+@pytest.mark.timeout(3600 if LONG else 300)
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_over_http(request, front, kind):
+    from spool.broker.http import HttpBroker
+    from spool.broker.redis import RedisBroker
+    from spool.broker.sqlite import SqliteBroker
+
+    clock = Clock()
+    if kind == "redis":
+        front.put_before(RedisBroker(request.getfixturevalue("redis_url"), clock=clock))
+    else:
+        front.put_before(SqliteBroker("sqlite://:memory:", clock=lambda: (clock.wall, clock.boot)))
+    run(
+        HttpBroker(front.url),
+        clock,
+        BACK if kind == "redis" else (),
+        settings(PROFILE, max_examples=100 if LONG else 8),
+    )
+    front.take_away()

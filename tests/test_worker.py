@@ -43,10 +43,11 @@ from spool.broker import (
     Watch,
     connect,
 )
+from spool.broker.silence import is_silence
 from spool.job import LANES, MAIN, PROCESS, view
 from spool.report import read_row, unpack
 from spool.worker import Worker
-from spool.worker.heartbeat import Heard, is_silence, lease_time
+from spool.worker.heartbeat import Heard, lease_time
 from spool.worker.slots import Line, Share, Slots
 from tests import lifespan_shop, shop
 from tests.contract.driver import job
@@ -783,6 +784,7 @@ def test_silence_is_told_from_an_answer():
     assert is_silence(wrapped(OSError(113, "no route")))
     assert not is_silence(wrapped(ConnectionRefusedError()))
     assert not is_silence(wrapped(ConnectionResetError()))
+    assert is_silence(BrokerUnavailable("a server in between is gone", silent=True))
 
 
 # Leases

@@ -39,14 +39,13 @@ from spool.errors import (
 )
 from spool.grouping import ErrorGroup, ErrorGroups
 from spool.job import Job, LogLine, Progress, State
+from spool.release import __version__
 from spool.retry import Backoff
 from spool.selection import Selection
 from spool.task import Call, Handle, Task
 
 if TYPE_CHECKING:
     from spool.executor import current_job as current_job
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",

@@ -115,12 +115,17 @@ class BrokerUnavailable(BrokerError):
     was sent again: then the refusal (`BrokerFull`, `BrokerRefused`) is the ``__cause__``.
 
     ``answered`` is True when the store said itself that it cannot serve now (loading, busy): then it is there, and has
-    not given anybody's lease away.
+    not given anybody's lease away. ``silent`` is True when a server between us and the store cannot be reached: the
+    store may be well, serve others, and give leases away.
     """
 
-    def __init__(self, message: str, *, answered: bool = False) -> None:
+    answered = False
+    silent = False
+
+    def __init__(self, message: str, *, answered: bool = False, silent: bool = False) -> None:
         super().__init__(message)
         self.answered = answered
+        self.silent = silent
 
 
 class BrokerFull(BrokerError):

@@ -1,6 +1,7 @@
 """The brokers under test, each with a clock that stands still, and a way to damage its store."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -10,8 +11,9 @@ from spool.broker import Broker
 from tests.contract.driver import Driver
 from tests.model import ModelBroker
 from tests.model_state import Clock
+from tests.server.front import Front
 
-BROKERS = ("model", "sqlite-memory", "sqlite-file", "redis")
+BROKERS = ("model", "sqlite-memory", "sqlite-file", "redis", "http-sqlite-memory", "http-redis")
 
 
 class Store(Protocol):
@@ -56,24 +58,47 @@ class RedisStore:
         return True
 
 
+class HttpStore:
+    """A broker that asks a server in front of another store."""
+
+    def __init__(self, front: Front, behind: Store) -> None:
+        from spool.broker.http import HttpBroker
+
+        front.put_before(behind.broker)
+        self.broker = HttpBroker(front.url)
+        self.lose_record = behind.lose_record
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
 
 
+def _made(kind: str, request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> Store:
+    match kind:
+        case "model":
+            return ModelStore(clock)
+        case "sqlite-memory":
+            return SqliteStore("sqlite://:memory:", clock)
+        case "sqlite-file":
+            return SqliteStore(f"sqlite:///{tmp_path}/spool.db", clock)
+        case _:
+            return RedisStore(request.getfixturevalue("redis_url"), clock)
+
+
 @pytest.fixture(params=BROKERS)
 def store(request, clock, tmp_path) -> Iterator[Store]:
-    match request.param:
-        case "model":
-            store: Store = ModelStore(clock)
-        case "sqlite-memory":
-            store = SqliteStore("sqlite://:memory:", clock)
-        case "sqlite-file":
-            store = SqliteStore(f"sqlite:///{tmp_path}/spool.db", clock)
-        case _:
-            store = RedisStore(request.getfixturevalue("redis_url"), clock)
-    yield store
-    store.broker.close()
+    over_http = request.param.startswith("http-")
+    behind = _made(request.param.removeprefix("http-"), request, clock, tmp_path)
+    if over_http:
+        front: Front = request.getfixturevalue("front")
+        store: Store = HttpStore(front, behind)
+        yield store
+        store.broker.close()
+        front.take_away()
+    else:
+        yield behind
+    behind.broker.close()
 
 
 @pytest.fixture

@@ -54,8 +54,9 @@ def test_documents_are_listed_by_key(load, store_):
 
 def test_documents_are_listed_in_pages(load, store_):
     keys = [f"k{number:05}" for number in range(2300)]
-    for key in reversed(keys):
-        store_(key, key.encode())
+    for start in reversed(range(0, len(keys), 100)):
+        first, *others = reversed(keys[start : start + 100])
+        store_(first, first.encode(), others={key: key.encode() for key in others})
     pages, cursor = [], ""
     while True:
         page = load(cursor=cursor)

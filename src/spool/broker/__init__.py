@@ -197,6 +197,8 @@ _SCHEMES: dict[str, str] = {
     "valkey": "redis",
     "valkeys": "redis",
     "unix": "redis",
+    "http": "http",
+    "https": "http",
 }
 
 
@@ -204,9 +206,10 @@ def connect(url: str) -> Broker:
     """Return the broker that a URL names; no connection is made yet.
 
     ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite://:memory:``;
-    ``redis://[user:password@]host:port/db``, ``rediss://`` (TLS), ``valkey://``, ``valkeys://``, ``unix:///path.sock``.
+    ``redis://[user:password@]host:port/db``, ``rediss://`` (TLS), ``valkey://``, ``valkeys://``, ``unix:///path.sock``;
+    ``http://[:token@]host:port``, ``https://`` (a Spool server; the token may be in ``SPOOL_TOKEN`` instead).
     Options in the query: ``prefix`` (Redis; the first part of every key, default ``spool``), ``synchronous`` (SQLite;
-    FULL, the default, or NORMAL), ``socket_timeout``, ``socket_connect_timeout`` (Redis, s), ``ssl_…`` (TLS).
+    FULL, the default, or NORMAL), ``socket_timeout``, ``socket_connect_timeout`` (Redis and HTTP, s), ``ssl_…`` (TLS).
 
     Raises `ConfigError` for an unknown scheme or option.
 
@@ -223,6 +226,10 @@ def connect(url: str) -> Broker:
             from spool.broker.redis import RedisBroker
 
             return RedisBroker(url)
+        case "http":
+            from spool.broker.http import HttpBroker
+
+            return HttpBroker(url)
         case _:
             shown = f"{scheme}://…" if scheme else url.partition(":")[0]  # what follows may hold a password
             allowed = ", ".join(f"{each}://" for each in _SCHEMES)

@@ -34,6 +34,10 @@ def scratch(url: str | None, purpose: str, *, keep: bool = False) -> Generator[s
     True
     """
     scheme = "sqlite" if url is None else urlsplit(url).scheme
+    if scheme in ("http", "https"):
+        raise ConfigError(
+            "this needs a store to itself, and a server has its own: give the URL of a Redis or a new file"
+        )
     if url is None:
         with _temporary_file(purpose, keep=keep) as found:
             yield found

@@ -24,7 +24,7 @@ from starlette.routing import Route, Router
 from spool.broker import Broker
 from spool.errors import SpoolError
 from spool.job import NAME
-from spool.server import dead, health, jobs, login, metrics, openapi, queues, tokens, workers
+from spool.server import dead, health, jobs, login, metrics, openapi, queues, tokens, verbs, workers
 from spool.server.auth import ANYBODY, Principal
 from spool.server.guard import SAFE, read_body, single_headers
 from spool.server.problems import Problem, Refused, problem_of
@@ -34,12 +34,13 @@ from spool.server.settings import ServerSettings
 
 logger = logging.getLogger("spool.server")
 
-MODULES: Final[Sequence[ModuleType]] = (jobs, queues, dead, workers, metrics, tokens, health, login)
+MODULES: Final[Sequence[ModuleType]] = (jobs, queues, dead, workers, metrics, tokens, health, login, verbs)
 """The modules of routes, each with ``ROUTES``."""
 LIFESPANS: Final[Sequence[Callable[[Services], AbstractAsyncContextManager[Any]]]] = (
     lambda services: services.audit.running(),
     lambda services: services.replays.running(),
     metrics.rolling,
+    lambda services: services.verbs.running(),
 )
 """What runs beside the requests, from the start of the application to its end."""
 
@@ -240,7 +241,7 @@ class _Endpoint:
         caller = ANYBODY
         if operation.scope is not None:
             caller = await self._app.known(scope)
-            if operation.scope not in caller.scopes:
+            if operation.scope not in caller.scopes and caller.scopes.isdisjoint(operation.also):
                 raise Refused(403, f"this needs a token with the scope {operation.scope!r}")
             self._rate.check(caller.id)
         scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])

@@ -161,4 +161,5 @@ async def read_body(receive: Any, headers: Mapping[bytes, bytes], limit: int) ->
 
 def _too_large(limit: int) -> Refused:
     # The rest of the body is not read: the connection cannot go on.
-    return Refused(413, f"the body is larger than the limit of {limit:,} bytes", ((b"connection", b"close"),))
+    said = f"the body is larger than the limit of {limit:,} bytes"
+    return Refused(413, said, ((b"connection", b"close"),), limit=limit)

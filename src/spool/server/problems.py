@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from spool import errors
+from spool.broker.silence import is_silence
 from spool.errors import SpoolError
 
 STATUS: Final[dict[type[SpoolError], int]] = {
@@ -59,7 +60,11 @@ TITLES: Final = {
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A problem document. ``error`` is empty where it is none of `spool.errors`."""
+    """A problem document. ``error`` is empty where it is none of `spool.errors`.
+
+    ``answered`` is as in `spool.errors.BrokerUnavailable`, ``silent`` as `spool.broker.silence.is_silence` has it;
+    ``limit`` is how many bytes a body may have.
+    """
 
     title: str
     status: int
@@ -67,14 +72,19 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     type: str = "about:blank"
     error: str = ""
     instance: str = ""
+    answered: bool = False
+    silent: bool = False
+    limit: int | None = None
 
 
 class Refused(Exception):
     """What a handler, or a guard before it, raises to answer with a problem. ``headers`` go with the answer."""
 
-    def __init__(self, status: int, detail: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    def __init__(
+        self, status: int, detail: str, headers: tuple[tuple[bytes, bytes], ...] = (), *, limit: int | None = None
+    ) -> None:
         super().__init__(detail)
-        self.problem = Problem(TITLES.get(status, "Error"), status, detail)
+        self.problem = Problem(TITLES.get(status, "Error"), status, detail, limit=limit)
         self.headers = headers
 
 
@@ -87,4 +97,7 @@ def problem_of(error: SpoolError) -> Problem:
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     name = type(error).__name__
     dashed = re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
-    return Problem(TITLES[status], status, str(error), f"urn:spool:{dashed}", name)
+    answered = isinstance(error, errors.BrokerUnavailable) and error.answered
+    return Problem(
+        TITLES[status], status, str(error), f"urn:spool:{dashed}", name, answered=answered, silent=is_silence(error)
+    )

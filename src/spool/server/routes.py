@@ -138,6 +138,8 @@ class Operation(msgspec.Struct, frozen=True):
     JSON: then the handler gets bytes.
     ``max_body`` overrides `Limits.body`. ``answers`` describes further statuses, for the documentation.
 
+    ``also`` are scopes each of which allows it as well.
+
     ``mutates`` (default: every method but GET) is refused in read-only mode. ``audit``: "each" call is written into the
     audit log, or their "sum" per minute (default: "each" of what mutates, except that the scopes enqueue and work have
     "sum" and "none").
@@ -159,6 +161,7 @@ class Operation(msgspec.Struct, frozen=True):
     produces: str = "application/json"
     max_body: int = 0
     queues: bool = False
+    also: tuple[Scope, ...] = ()
     mutates: bool | None = None
     audit: Literal["each", "sum", "none"] | None = None
     documented: bool = True

@@ -11,6 +11,7 @@ for all connections once a second, and bounds on headers and on the number of co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
@@ -210,6 +211,7 @@ class Serving:
         self._socket = _listen(settings)
         self.port: int = self._socket.getsockname()[1]
         self._server: uvicorn.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-server", daemon=True)
@@ -238,6 +240,9 @@ class Serving:
 
     def stop(self) -> None:
         """Take no more connections, let requests end for up to 5 s, and return when it is over."""
+        if self._loop is not None and self.app is not None and self.alive:
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                self._loop.call_soon_threadsafe(self.app.services.verbs.stop)
         if self._server is not None:
             self._server.should_exit = True
         if self._thread.ident is not None:
@@ -261,6 +266,7 @@ class Serving:
             self._started.set()
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         broker = connect(self._broker_url)
         try:
             if self.settings.auth:

@@ -11,6 +11,7 @@ from spool.server.intake import Intake
 from spool.server.replays import Replays
 from spool.server.session import Sessions
 from spool.server.settings import ServerSettings
+from spool.server.verbs import Verbs
 from spool.telemetry import Counted, History
 
 
@@ -28,6 +29,7 @@ class Services:
         self.intake = Intake(self.app)
         self.audit = Audit(broker, settings.audit_days)
         self.replays = Replays(broker)
+        self.verbs = Verbs(broker)
         self.rate = Rate(limits.rate)
         self.enqueue_rate = Rate(limits.enqueue_rate)
         self.failures = Rate(limits.failures / 60, float(limits.failures))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import platform
@@ -18,6 +17,7 @@ import msgspec
 
 from spool import __version__
 from spool.broker import Beat, Broker, Heartbeat, Load, Orders, Store
+from spool.broker.silence import is_silence
 from spool.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreCorrupt
 from spool.report import read_order
 
@@ -34,24 +34,6 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def lease_time() -> float:
     """Return seconds of the clock that leases are kept by: one that goes on while the machine sleeps."""
     return time.clock_gettime(_CLOCK)
-
-
-_UNREACHABLE: Final = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ETIMEDOUT}
-
-
-def is_silence(error: BaseException) -> bool:
-    """Tell silence from an answer: a store that refuses us, or is loading, has not given our jobs to others.
-
-    Silence is a time-out or a host that cannot be reached; there may be a healthy store beyond a broken network.
-    """
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        if isinstance(link, TimeoutError) or (isinstance(link, OSError) and link.errno in _UNREACHABLE):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
 
 
 class Heard(msgspec.Struct, frozen=True, tag=True):

@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import ssl
 import time
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 import redis.connection
 
-from spool.broker import Beat, Claim, Enqueue, Get, Verb
+from spool.broker import Beat, Claim, Enqueue, Get, Verb, tls
 from spool.broker.redis.durable import Disk, DurableLine
 from spool.broker.redis.line import Address, BlockingLine, Command, Line
 from spool.broker.redis.orders import Subscription
@@ -36,22 +35,7 @@ R = TypeVar("R")
 
 LAYOUT: Final = 1
 #: What a URL's query may hold besides the prefix.
-OPTIONS: Final = frozenset(
-    {
-        "db",
-        "password",
-        "socket_connect_timeout",
-        "socket_timeout",
-        "ssl_ca_certs",
-        "ssl_ca_path",
-        "ssl_cert_reqs",
-        "ssl_certfile",
-        "ssl_check_hostname",
-        "ssl_keyfile",
-        "ssl_password",
-        "username",
-    }
-)
+OPTIONS: Final = tls.OPTIONS | {"db", "password", "socket_connect_timeout", "socket_timeout", "username"}
 #: The verbs with which a queue begins; this process's first one adds its name to the list of queues.
 _ANNOUNCING: Final = (Enqueue, Beat)
 #: Seconds that `await_work` blocks at most.
@@ -113,12 +97,9 @@ class RedisBroker:
         mine = self._loops.get(running)
         if mine is None:
             self._sweep()
-            address = self._address
-            # One that blocks for work hears nothing meanwhile, and that is no fault.
-            patient = msgspec.structs.replace(address, timeout=address.timeout + MAX_BLOCK)
-            line, durable = Line(address), DurableLine(address, self.url)
-            post = Post(line, address, self.prefix, self.url)
-            mine = self._loops[running] = _Loop(line, durable, Line(patient), post)
+            line, durable = Line(self._address), DurableLine(self._address, self.url)
+            post = Post(line, self._address, self.prefix, self.url)
+            mine = self._loops[running] = _Loop(self._address, line, durable, post)
         return mine
 
     def _sweep(self) -> None:
@@ -126,8 +107,7 @@ class RedisBroker:
         for loop in [loop for loop in list(self._loops) if loop.is_closed()]:
             mine = self._loops.pop(loop, None)
             if mine is not None:
-                for line in (mine.line, mine.durable.line, mine.idle, mine.post.ears):
-                    line.abandon()
+                mine.abandon()
 
     def _take(self) -> BlockingLine:
         """Return a connection that no other thread uses."""
@@ -292,8 +272,8 @@ class RedisBroker:
         mine = self._here()
         keys = [f"{queue_key(self.prefix, queue)}{WAKES[lane]}" for queue in queues for lane in lanes]
         with mapped(self.url):
-            async with mine.patience(timeout) as seconds:
-                await mine.idle.send("BLPOP", *keys, seconds)
+            async with mine.patience(timeout) as (line, seconds):
+                await line.send("BLPOP", *keys, seconds)
 
     async def _run_later(self, mine: _Loop, call: Call, claim: Claim) -> Any:
         """Have a claim carried out as soon as there is a token.
@@ -302,10 +282,10 @@ class RedisBroker:
         need not come back first.
         """
         script = call.script
-        async with mine.patience(claim.wait) as seconds:
+        async with mine.patience(claim.wait) as (line, seconds):
             wait: Command = ("BLPOP", *[f"{call.key}{WAKES[lane]}" for lane in claim.lanes], seconds)
             try:
-                return await mine.idle.send_behind(wait, ("EVALSHA", script.sha, "1", call.key, *call.args))
+                return await line.send_behind(wait, ("EVALSHA", script.sha, "1", call.key, *call.args))
             except ServerError as error:
                 if not str(error).startswith("NOSCRIPT"):
                     raise
@@ -360,36 +340,55 @@ class RedisBroker:
         """Close this loop's connections, and those of threads."""
         mine = self._loops.pop(asyncio.get_running_loop(), None)
         if mine is not None:
-            await mine.post.close()
-            await mine.durable.close()
-            await mine.idle.close()
-            await mine.line.close()
+            await mine.close()
         self.close()
 
 
-class _Loop(NamedTuple):
-    """What belongs to one event loop: its connections, one of them to block for work on, and who waits for results."""
+class _Loop:
+    """What belongs to one event loop: its connections, some of them to block for work on, and who waits for results."""
 
-    line: Line
-    durable: DurableLine
-    idle: Line
-    post: Post
+    def __init__(self, address: Address, line: Line, durable: DurableLine, post: Post) -> None:
+        self.line, self.durable, self.post = line, durable, post
+        # One that blocks for work hears nothing meanwhile, and that is no fault.
+        self._patient = msgspec.structs.replace(address, timeout=address.timeout + MAX_BLOCK)
+        self._blocking: set[Line] = set()
+        self._idle: list[Line] = []
 
     @asynccontextmanager
-    async def patience(self, timeout: float) -> AsyncGenerator[float]:
-        """Surround a command that blocks the idle line for ``timeout`` seconds; gives what to tell the server."""
+    async def patience(self, timeout: float) -> AsyncGenerator[tuple[Line, float]]:
+        """Surround a command that blocks for ``timeout`` seconds; gives a line of its own, and what to tell the server.
+
+        A worker waits once at a time, and has one such line. A server waits for many workers, and on a line that they
+        share the wait of one would begin only when that of another is over.
+        """
+        line = self._idle.pop() if self._idle else Line(self._patient)
+        self._blocking.add(line)
         # It looks for waits that are over when something happens, else only ten times a second. When the end is meant,
         # be it a job that is due, something happens.
         stir = asyncio.get_running_loop().call_later(timeout, self._stir) if timeout < ROUGH else None
         try:
-            yield min(max(timeout - 0.002, 0.001), MAX_BLOCK)
+            yield line, min(max(timeout - 0.002, 0.001), MAX_BLOCK)
         except asyncio.CancelledError:
             # The server would go on waiting for us, and give a token to nobody.
-            await self.idle.reset()
+            await line.reset()
             raise
         finally:
+            self._blocking.discard(line)
+            self._idle.append(line)
             if stir is not None:
                 stir.cancel()
+
+    async def close(self) -> None:
+        """Close all connections; what waits on them fails."""
+        await self.post.close()
+        await self.durable.close()
+        for line in [*self._blocking, *self._idle, self.line]:
+            await line.close()
+
+    def abandon(self) -> None:
+        """Let go of the connections of a loop that has ended."""
+        for line in (*self._blocking, *self._idle, self.line, self.durable.line, self.post.ears):
+            line.abandon()
 
     def _stir(self) -> None:
         """Have the server do something, whatever comes of it."""
@@ -414,22 +413,12 @@ def _address(url: str, shown: str) -> Address:
             database=int(given.get("db", 0)),
             username=given.get("username") or "",
             password=given.get("password") or "",
-            tls=_tls(given) if secure else None,
+            tls=tls.context_of(given) if secure else None,
             connect_timeout=float(given.get("socket_connect_timeout", 3.0)),
             timeout=float(given.get("socket_timeout", 5.0)),
         )
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"cannot use the broker URL {shown}: {error}") from error
-
-
-def _tls(given: dict[str, Any]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=given.get("ssl_ca_certs"), capath=given.get("ssl_ca_path"))
-    required = str(given.get("ssl_cert_reqs", "required")).lower()
-    context.check_hostname = required != "none" and str(given.get("ssl_check_hostname", True)).lower() != "false"
-    context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL}.get(required, ssl.CERT_REQUIRED)
-    if given.get("ssl_certfile"):
-        context.load_cert_chain(given["ssl_certfile"], given.get("ssl_keyfile"), given.get("ssl_password"))
-    return context
 
 
 class _Forget:

@@ -23,6 +23,7 @@ from spool.broker import (
     Get,
     Load,
     Loaded,
+    Note,
     Retire,
     Settle,
     Stats,
@@ -61,6 +62,7 @@ SCOPES: Final[Mapping[type, Scope]] = {
     Beat: "work",
     Claim: "work",
     Settle: "work",
+    Note: "work",
     Retire: "work",
     WorkWait: "work",
     OrdersWait: "work",
@@ -236,8 +238,9 @@ def _check_names(asked: Any) -> None:
         case Beat():
             for each in asked.beats:
                 check_name("incarnation", each.incarnation)
-        case Claim() | Settle() | Retire():
+        case Claim() | Settle() | Note() | Retire():
             check_name("incarnation", asked.incarnation)
+            _check_size(asked)
         case Load() | Store():
             check_name("kind", asked.kind)
         case _:
@@ -250,6 +253,8 @@ def _check_size(asked: Any) -> None:
             raise ConfigError(f"at most {MOST_QUEUES} queues can be waited for at once")
         case EndsWait() if len(asked.jobs) > MAX_ENDS:
             raise ConfigError(f"at most {MAX_ENDS:,} jobs can be waited for at once")
+        case Note() if len(asked.notes) > 1000:
+            raise ConfigError("at most 1,000 notes can be kept at once")
         case Act() if len(asked.ids) > 1000:
             raise ConfigError("at most 1,000 jobs can be acted on at once")
         case _:

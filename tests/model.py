@@ -20,6 +20,7 @@ from spool.broker import (
     Acted,
     Beat,
     Beaten,
+    Blob,
     Cancel,
     Cancelled,
     Claim,
@@ -455,7 +456,7 @@ class ModelBroker:
             return msgspec.structs.replace(me.settled, now=self.now)
         refused = [each.id for each in verb.settlements if not self._settle_one(queue, verb.incarnation, each)]
         if verb.metrics:
-            queue.blobs.append(verb.metrics)
+            queue.blobs.append((self.now, verb.metrics))
         me.settle_seq, me.settled = verb.seq, Settled(self.now, len(verb.settlements) - len(refused), refused)
         return me.settled
 
@@ -543,11 +544,16 @@ class ModelBroker:
             workers=len(queue.live(self.now)),
             paused=queue.paused,
             totals={str(name): count for name, count in queue.totals.items() if count},
+            sequence=queue.places,
+            heads=[
+                min((entry.place for entry in queue.among(State.READY) if entry.priority == priority), default=0)
+                for priority in range(len(PRIORITIES))
+            ],
         )
 
     def _watch(self, verb: Watch) -> Watched:
         after = int(verb.cursor or 0)
-        blobs = [(str(number), blob) for number, blob in enumerate(self.queue(verb.queue).blobs, 1)]
+        blobs = [Blob(str(number), at, blob) for number, (at, blob) in enumerate(self.queue(verb.queue).blobs, 1)]
         return Watched(self.now, blobs[after : after + verb.limit])
 
     def _load(self, verb: Load) -> Loaded:

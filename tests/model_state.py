@@ -122,7 +122,7 @@ class Queue:
     endings: dict[str, Remembered] = field(default_factory=dict)
     alive: dict[str, Incarnation] = field(default_factory=dict)
     tombstones: dict[str, Retire] = field(default_factory=dict)
-    blobs: list[bytes] = field(default_factory=list)
+    blobs: list[tuple[int, bytes]] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
     paused: bool = False
     wishes: int = 0
@@ -204,7 +204,8 @@ class Documents:
         else:
             documents = [self._bodies[key][0] for key in self._bodies if key[0] == verb.kind and self._there(key)]
         documents = sorted((each for each in documents if each.key > verb.cursor), key=lambda each: each.key)
-        page, rest = documents[:1000], documents[1000:]
+        limit = max(1, min(verb.limit, 1000))
+        page, rest = documents[:limit], documents[limit:]
         return Loaded(self._clock.wall, page, page[-1].key if rest else "")
 
     def store(self, verb: Store) -> Stored:

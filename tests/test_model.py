@@ -134,12 +134,19 @@ def plain(reply: Any, lanes: dict[str, int]) -> Any:
             return reply.now, [plain_orders(each) for each in reply.orders], reply.suspects
         case Settled():
             return reply.accepted, sorted(reply.refused)
-        case Watched():
-            return reply.now, [blob for _, blob in reply.blobs]
+        case Watched() | QueueStats():
+            return plain_look(reply)
         case Snapshot():
             return plain_job(reply)
         case _:
             return type(reply) if isinstance(reply, Exception) else reply
+
+
+def plain_look(reply: Watched | QueueStats) -> Any:
+    """What an observer sees, without the form of cursors and the numbers of sequences."""
+    if isinstance(reply, Watched):
+        return reply.now, [(blob.at, blob.body) for blob in reply.blobs], reply.missed
+    return msgspec.structs.replace(reply, sequence=0, heads=[head > 0 for head in reply.heads])
 
 
 class Twins(RuleBasedStateMachine):

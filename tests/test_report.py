@@ -35,14 +35,27 @@ def test_a_blob_is_small():
     assert len(pack([meter])) < 40
 
 
-@pytest.mark.parametrize("blob", [b"\xc1", b"\x90", msgspec.msgpack.encode([1, 5]), msgspec.msgpack.encode([2])])
+REPORTS = (
+    ["send", {"done": -1}, [], [5, 1]],
+    ["send", {"done": 1}, [], [5]],
+    ["send", {"done": 1}, [65, 1], []],
+    ["send", {"done": 1}, [], [-1, 1]],
+    ["send", {"done": 1}, [], [5, -1]],
+    ["send", {"done": 1}, [], [5, 1], -1],
+)
+DAMAGED = [b"\xc1", b"\x90", *map(msgspec.msgpack.encode, ([1, 5], [2], *([1, report] for report in REPORTS)))]
+
+
+@pytest.mark.parametrize("blob", DAMAGED)
 def test_blobs_that_cannot_be_read_are_told(blob):
     with pytest.raises(StoreCorrupt):
         unpack(blob)
 
 
 def test_a_later_release_may_append_to_a_report():
-    blob = msgspec.msgpack.encode([1, ["send", {"done": 1}, [], [5, 1], "new"]])
+    blob = msgspec.msgpack.encode([1, ["send", {"done": 1}, [], [5, 1], 0, 17, "new"]])
+    assert unpack(blob) == [TaskReport("send", {"done": 1}, [], [5, 1], 0, 17)]
+    blob = msgspec.msgpack.encode([1, ["send", {"done": 1}, [], [5, 1]]])
     assert unpack(blob) == [TaskReport("send", {"done": 1}, [], [5, 1])]
     assert unpack(b"") == []
 

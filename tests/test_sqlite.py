@@ -20,6 +20,7 @@ import pytest
 from spool import errors
 from spool.broker import (
     Beat,
+    Blob,
     Cancel,
     Claim,
     Enqueue,
@@ -236,7 +237,7 @@ def test_a_body_that_is_no_blob_is_damaged_like_any_other(path, broker, q, value
     assert "cannot be decoded" in view(found["a"]).error
     assert view(found["b"]).error == ""
     assert q.enqueue(job("a", fingerprint="f")).existing == ["a"]
-    assert broker.call(Watch("q")).blobs == [("1", data)]
+    assert broker.call(Watch("q")).blobs == [Blob("1", q.clock.wall, data)]
     assert broker.call(Load("kind")).documents[0].body == data
     ready = [(each.id, each.record) for each in q.snapshots(State.READY)]
     assert ready == [("d", data), ("c", record()), ("e", record())]
@@ -867,7 +868,9 @@ def test_metrics_are_capped(path, q, monkeypatch):
     q.beat("w")
     for number in range(30):
         q.settle("w", metrics=b"%d" % number)
-    assert [blob for _, blob in q.call(Watch("q")).blobs] == [b"%d" % number for number in range(20, 30)]
+    watched = q.call(Watch("q"))
+    assert [blob.body for blob in watched.blobs] == [b"%d" % number for number in range(20, 30)]
+    assert watched.missed == 20
 
 
 def test_dead_jobs_are_bounded_by_count(path, q, monkeypatch):

@@ -488,7 +488,7 @@ async def test_metrics_travel_with_the_settles(app):
         for handle in handles:
             await app.broker.aended("default", handle.id, 5)
     blobs = (await app.broker.acall(Watch("default"))).blobs
-    reports = [report for _, blob in blobs for report in unpack(blob)]
+    reports = [report for blob in blobs for report in unpack(blob.body)]
     assert {report.task for report in reports} == {"work"}
     assert sum(report.outcomes.get("done", 0) for report in reports) == 2
     assert sum(report.outcomes.get("died", 0) for report in reports) == 1

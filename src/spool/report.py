@@ -3,13 +3,14 @@
 **Metrics.** A settle may carry one blob, the sums over the attempts that it settles. msgpack, array-like:
 
 ```
-[1, [task, {outcome: count}, [bucket, count, …] of waits, [bucket, count, …] of runs], …]
+[1, [task, {outcome: count}, [bucket, count, …] of waits, [bucket, count, …] of runs, waited, ran], …]
 ```
 
-Outcomes are those of `spool.job.Attempt`. Bucket b of a histogram counts values v with 2^(b-1) ≤ v < 2^b, bucket 0 the
-zeros; empty buckets are left out. A **wait** is the time in milliseconds from the call of enqueue (by the
-producer's clock) to the start of the first attempt, so that a delay asked for is part of it. A **run** is the time in
-nanoseconds from the start of an attempt to its end.
+Outcomes are done, retried, died, released, cancelled; and lost, when the worker held the job no longer. Bucket b of a
+histogram counts values v with 2^(b-1) ≤ v < 2^b, bucket 0 the zeros; empty buckets are left out. A **wait** is the time
+in milliseconds from the call of enqueue (by the producer's clock) to the start of the first attempt, so that a delay
+asked for is part of it. A **run** is the time in nanoseconds from the start of an attempt to its end. ``waited`` and
+``ran`` are the sums of the waits and of the runs.
 
 **Rows.** Each incarnation keeps a document of kind ``worker`` under its own name: `WorkerRow`, as JSON. The tasks that
 workers know are documents of kind ``task`` under their names: `TaskRow`, as JSON.
@@ -37,17 +38,20 @@ class TaskReport(msgspec.Struct, array_like=True, frozen=True):
     outcomes: dict[str, int]
     waits: Histogram
     runs: Histogram
+    waited: int = 0
+    ran: int = 0
 
 
 class Meter:
     """Counts for one task of one queue, until they are reported. The executor adds to the fields itself."""
 
-    __slots__ = ("others", "runs", "task", "waits")
+    __slots__ = ("others", "ran", "runs", "task", "waited", "waits")
 
     def __init__(self, task: str) -> None:
         self.task = task
         self.waits = [0] * BUCKETS
         self.runs = [0] * BUCKETS
+        self.waited = self.ran = 0
         self.others: dict[str, int] = {}
         """Outcomes but done, which is what is left of the runs."""
 
@@ -58,9 +62,15 @@ class Meter:
             return None
         outcomes = {"done": ended - sum(self.others.values()), **self.others}
         report = TaskReport(
-            self.task, {name: n for name, n in outcomes.items() if n}, _sparse(self.waits), _sparse(self.runs)
+            self.task,
+            {name: n for name, n in outcomes.items() if n},
+            _sparse(self.waits),
+            _sparse(self.runs),
+            self.waited,
+            self.ran,
         )
         self.waits, self.runs, self.others = [0] * BUCKETS, [0] * BUCKETS, {}
+        self.waited = self.ran = 0
         return report
 
 
@@ -86,7 +96,7 @@ def unpack(blob: bytes) -> list[TaskReport]:
     >>> meter = Meter("send")
     >>> meter.runs[20] += 2
     >>> unpack(pack([meter]))
-    [TaskReport(task='send', outcomes={'done': 2}, waits=[], runs=[20, 2])]
+    [TaskReport(task='send', outcomes={'done': 2}, waits=[], runs=[20, 2], waited=0, ran=0)]
     """
     if not blob:
         return []
@@ -94,9 +104,22 @@ def unpack(blob: bytes) -> list[TaskReport]:
         layout, *reports = _decode(blob)
         if _decode_layout(layout) > LAYOUT:
             raise StoreCorrupt(f"metrics have layout {_decode_layout(layout)}; this release knows up to {LAYOUT}")
-        return [_decode_report(report) for report in reports]
+        return [_checked(_decode_report(report)) for report in reports]
     except (msgspec.MsgspecError, ValueError) as error:
         raise StoreCorrupt(f"metrics cannot be read: {error}") from error
+
+
+def _checked(report: TaskReport) -> TaskReport:
+    """Return a report that adds up. Raises ValueError for one that no meter made."""
+    counts = [*report.outcomes.values(), report.waited, report.ran]
+    for histogram in (report.waits, report.runs):
+        buckets = histogram[::2]
+        if len(histogram) % 2 or any(not 0 <= bucket < BUCKETS for bucket in buckets):
+            raise ValueError(f"no histogram of {BUCKETS} buckets: {histogram}")
+        counts += histogram[1::2]
+    if any(count < 0 for count in counts):
+        raise ValueError(f"a count below zero: {report}")
+    return report
 
 
 class WorkerRow(msgspec.Struct, frozen=True):

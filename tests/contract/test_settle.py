@@ -191,7 +191,7 @@ def test_the_last_seq_gets_the_same_reply_again(q):
     again = q.call(verb)
     assert (again.accepted, again.refused) == (2, ["d"])
     assert q.dump() == before
-    assert [blob for _, blob in q.call(Watch(q.queue)).blobs] == [b"blob"]
+    assert [blob.body for blob in q.call(Watch(q.queue)).blobs] == [b"blob"]
 
 
 def test_the_last_seq_changes_nothing_even_when_it_could(q):
@@ -221,7 +221,7 @@ def test_after_a_repeat_the_next_seq_counts(q):
 
 def test_a_settle_of_nothing_carries_metrics(q):
     assert q.settle("w", metrics=b"m") == Settled(q.clock.wall, 0)
-    assert [blob for _, blob in q.call(Watch(q.queue)).blobs] == [b"m"]
+    assert [blob.body for blob in q.call(Watch(q.queue)).blobs] == [b"m"]
 
 
 def test_an_expired_lease_that_nobody_reaped_still_settles(q):

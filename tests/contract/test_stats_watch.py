@@ -62,6 +62,24 @@ def test_parked_is_counted_by_task(q):
     assert q.stats().parked == {"x": 2}
 
 
+def test_heads_are_where_the_sequence_was_when_the_first_of_a_priority_joined(q):
+    before = q.stats().sequence
+    q.enqueue(job("a", priority=3), job("b", priority=1, lane=1), job("c", priority=3))
+    joined = q.stats()
+    assert joined.heads == [0, before + 2, 0, before + 1, 0]
+    assert joined.sequence >= before + 3
+    q.enqueue(job("later", priority=1), job("x", priority=0, delay=5))
+    assert q.stats().heads == joined.heads
+    q.act(Cancel(), "a", "b")
+    q.clock.advance(5)
+    q.beat("w")
+    q.enqueue(job("y", priority=4))
+    q.claim("w", 1, 0)
+    after = q.stats()
+    assert after.heads[3] == before + 3
+    assert joined.sequence < after.heads[1] < after.heads[4] <= after.sequence
+
+
 def test_workers_are_those_with_a_lease(q):
     q.beat("a", "b")
     q.retire("b")
@@ -90,12 +108,23 @@ def test_blobs_are_read_oldest_first_after_the_cursor(q):
     for number in range(5):
         q.settle("w", metrics=b"blob %d\x00\xff" % number)
     first = q.call(Watch(q.queue, "", 2)).blobs
-    assert [blob for _, blob in first] == [b"blob 0\x00\xff", b"blob 1\x00\xff"]
-    rest = q.call(Watch(q.queue, first[-1][0])).blobs
-    assert [blob for _, blob in rest] == [b"blob %d\x00\xff" % number for number in (2, 3, 4)]
-    assert q.call(Watch(q.queue, rest[-1][0])).blobs == []
+    assert [blob.body for blob in first] == [b"blob 0\x00\xff", b"blob 1\x00\xff"]
+    rest = q.call(Watch(q.queue, first[-1].cursor)).blobs
+    assert [blob.body for blob in rest] == [b"blob %d\x00\xff" % number for number in (2, 3, 4)]
+    assert q.call(Watch(q.queue, rest[-1].cursor)).blobs == []
     q.settle("w", metrics=b"new")
-    assert [blob for _, blob in q.call(Watch(q.queue, rest[-1][0])).blobs] == [b"new"]
+    assert [blob.body for blob in q.call(Watch(q.queue, rest[-1].cursor)).blobs] == [b"new"]
+
+
+def test_a_blob_has_the_time_of_its_settle(q):
+    q.beat("w")
+    for _ in range(3):
+        q.clock.advance(7)
+        q.settle("w", metrics=b"blob")
+    later = q.clock.wall
+    q.clock.advance(1000)
+    watched = q.call(Watch(q.queue))
+    assert ([blob.at for blob in watched.blobs], watched.missed) == ([later - 14, later - 7, later], 0)
 
 
 def test_reading_blobs_removes_none(q):
@@ -117,6 +146,6 @@ def test_thousands_of_blobs_are_kept_and_read_in_pages(q):
     read, cursor = [], ""
     while page := q.call(Watch(q.queue, cursor)).blobs:
         assert len(page) <= 1000
-        read += [int(blob) for _, blob in page]
-        cursor = page[-1][0]
+        read += [int(blob.body) for blob in page]
+        cursor = page[-1].cursor
     assert read == list(range(2500))

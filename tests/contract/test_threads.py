@@ -174,7 +174,7 @@ def outcome(reply: Any) -> Any:
         return type(reply)
     fields = msgspec.to_builtins(reply, builtin_types=(bytes,))
     if isinstance(fields, dict) and "blobs" in fields:
-        fields["blobs"] = [blob for _, blob in fields["blobs"]]
+        fields["blobs"] = [blob["body"] for blob in fields["blobs"]]
     return repr(fields).replace("'sync'", "").replace("'async'", "")
 
 

@@ -400,6 +400,10 @@ class QueueStats(msgspec.Struct, frozen=True):
 
     ``ready`` is by priority, both lanes together. ``totals`` has enqueued, done, cancelled, dead (jobs that died),
     retried, released, stopped, crashed, lost, replayed, deleted, pruned and repairs, where not 0.
+
+    ``sequence`` never falls, and grows with each job that joins the tail of its priority; ``heads`` has, by priority,
+    its value when the one did that has waited the longest, 0 where none is ready: who noted when it was where knows
+    since when that one has waited, by the store's clock and without the delay that it was to have.
     """
 
     now: int
@@ -412,6 +416,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     workers: int
     paused: bool
     totals: dict[str, int]
+    sequence: int = 0
+    heads: list[int] = []
 
 
 class Stats(Verb[QueueStats], frozen=True):
@@ -420,11 +426,23 @@ class Stats(Verb[QueueStats], frozen=True):
     queue: str
 
 
+class Blob(msgspec.Struct, frozen=True):
+    """What a settle left, and when. ``cursor`` goes into the next `Watch`."""
+
+    cursor: str
+    at: int
+    body: bytes
+
+
 class Watched(msgspec.Struct, frozen=True):
-    """Reply of `Watch`: (cursor, blob) of each, oldest first."""
+    """Reply of `Watch`: the blobs, oldest first.
+
+    ``missed``: how many there were between the cursor and the first of them, and are there no more.
+    """
 
     now: int
-    blobs: list[tuple[str, bytes]]
+    blobs: list[Blob]
+    missed: int = 0
 
 
 class Watch(Verb[Watched], frozen=True):
@@ -452,10 +470,12 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class Load(Verb[Loaded], frozen=True):
-    """List the documents of a kind, by key, at most 1,000 a call; kind "queue" the queues known, without bodies."""
+    """List the documents of a kind, by key, from after ``cursor``; kind "queue" the queues known, without bodies."""
 
     kind: str
     cursor: str = ""
+    """A key: the list begins with the next one."""
+    limit: int = 1000
 
 
 class Stored(msgspec.Struct, frozen=True):

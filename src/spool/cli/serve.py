@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def needs_server() -> None:
     """Raise `ConfigError` where the extra is not installed."""
-    if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn", "httptools", "websockets")):
+    needed = ("starlette", "uvicorn", "httptools", "websockets", "prometheus_client")
+    if any(importlib.util.find_spec(name) is None for name in needed):
         raise ConfigError("this needs the extra 'server': pip install 'spool-queue[server]'")
 
 

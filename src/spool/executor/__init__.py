@@ -192,9 +192,12 @@ class Executor:
         if recipe.timeout is not None:
             self._deadlines.discard(run, recipe.timeout)
         meter = recipe.meter
-        meter.runs[(run.ended - began).bit_length()] += 1
+        ran = run.ended - began
+        meter.runs[ran.bit_length()] += 1
+        meter.ran += ran
         if not run.tally and (waited := run.offset + began // 1_000_000 - run.record.created) >= 0:
             meter.waits[waited.bit_length()] += 1
+            meter.waited += waited
         run.task = None  # its context holds the run: a cycle, which only the collector would find
         recipe.finish(run)
 

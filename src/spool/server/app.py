@@ -23,7 +23,7 @@ from starlette.routing import Route, Router
 from spool.broker import Broker
 from spool.errors import SpoolError
 from spool.job import NAME
-from spool.server import dead, health, jobs, login, openapi, queues, tokens, workers
+from spool.server import dead, health, jobs, login, metrics, openapi, queues, tokens, workers
 from spool.server.auth import ANYBODY, Principal
 from spool.server.guard import SAFE, read_body, single_headers
 from spool.server.problems import Problem, Refused, problem_of
@@ -33,11 +33,12 @@ from spool.server.settings import ServerSettings
 
 logger = logging.getLogger("spool.server")
 
-MODULES: Final[Sequence[ModuleType]] = (jobs, queues, dead, workers, tokens, health, login)
+MODULES: Final[Sequence[ModuleType]] = (jobs, queues, dead, workers, metrics, tokens, health, login)
 """The modules of routes, each with ``ROUTES``."""
 LIFESPANS: Final[Sequence[Callable[[Services], AbstractAsyncContextManager[Any]]]] = (
     lambda services: services.audit.running(),
     lambda services: services.replays.running(),
+    metrics.rolling,
 )
 """What runs beside the requests, from the start of the application to its end."""
 

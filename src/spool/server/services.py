@@ -11,6 +11,7 @@ from spool.server.intake import Intake
 from spool.server.replays import Replays
 from spool.server.session import Sessions
 from spool.server.settings import ServerSettings
+from spool.telemetry import Counted, History
 
 
 class Services:
@@ -18,7 +19,7 @@ class Services:
 
     def __init__(self, broker: Broker, settings: ServerSettings) -> None:
         limits = settings.limits
-        self.broker = broker
+        self.broker = broker = Counted(broker)
         self.settings = settings
         self.app = Spool(broker)
         self.tokens = Tokens(broker)
@@ -30,5 +31,6 @@ class Services:
         self.rate = Rate(limits.rate)
         self.enqueue_rate = Rate(limits.enqueue_rate)
         self.failures = Rate(limits.failures / 60, float(limits.failures))
+        self.history = History(broker)
         self.waits = 0
         """Requests that wait for a result."""

@@ -14,6 +14,7 @@ from spool.broker import (
     Acted,
     Beat,
     Beaten,
+    Blob,
     Cancel,
     Cancelled,
     Claim,
@@ -53,6 +54,7 @@ from spool.job import Snapshot, State, read_ending
 
 #: Most values in one group: a Lua stack has room for some 8,000 at once, three of which may belong to one job.
 GROUP: Final = 1000
+BAND: Final = 2**50
 
 
 class Script:
@@ -290,7 +292,7 @@ def _act(verb: Act) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:
     def parse(reply: Any) -> QueueStats:
-        now, ready, scheduled, parked, suspect, running, dead, workers, paused, totals = reply
+        now, ready, scheduled, parked, suspect, running, dead, workers, paused, totals, sequence, heads = reply
         return QueueStats(
             now=now,
             ready=list(ready),
@@ -302,18 +304,26 @@ def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:
             workers=workers,
             paused=bool(paused),
             totals=dict(zip(_texts(totals[::2]), map(int, totals[1::2]), strict=True)),
+            sequence=sequence,
+            heads=[int(float(place)) % BAND if place else 0 for place in heads],
         )
 
     return "stats", [], parse
 
 
 def _watch(verb: Watch) -> tuple[str, list[Any], Callable[[Any], Any]]:
-    _check_cursor(verb.cursor, r"\d+-\d+", "Watch")
+    _check_cursor(verb.cursor, r"\d+-\d+/\d+", "Watch")
+    after, _, seen = verb.cursor.partition("/")
 
     def parse(reply: Any) -> Watched:
-        return Watched(reply[0], list(zip(_texts(reply[1::2]), reply[2::2], strict=True)))
+        blobs: list[Blob] = []
+        for id_, stamp, body in zip(_texts(reply[1::3]), _texts(reply[2::3]), reply[3::3], strict=True):
+            at, _, number = stamp.partition("/")
+            blobs.append(Blob(f"{id_}/{number or 0}", int(at or reply[0]), body))
+        missed = int(blobs[0].cursor.partition("/")[2]) - int(seen or 0) - 1 if blobs else 0
+        return Watched(reply[0], blobs, max(0, missed))
 
-    return "watch", [verb.cursor, min(max(verb.limit, 1), GROUP)], parse
+    return "watch", [after, min(max(verb.limit, 1), GROUP)], parse
 
 
 _FORMS: dict[type[Any], Callable[[Any], tuple[str, list[Any], Callable[[Any], Any]]]] = {
@@ -341,7 +351,8 @@ def form(verb: Verb[Any], prefix: str, now: int | None) -> Call:
     shared = queue_key(prefix, "spool")
     match verb:
         case Load():
-            return Call(script("documents"), shared, [*clock, "load", verb.kind, verb.cursor, GROUP], _loaded)
+            limit = min(max(verb.limit, 1), GROUP)
+            return Call(script("documents"), shared, [*clock, "load", verb.kind, verb.cursor, limit], _loaded)
         case Store():
             body = ("", b"") if verb.body is None else ("1", verb.body)
             wanted = "" if verb.if_version is None else verb.if_version

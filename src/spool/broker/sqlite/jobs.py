@@ -11,6 +11,7 @@ import msgspec
 from spool.broker import (
     Act,
     Acted,
+    Blob,
     Cancel,
     Delete,
     Document,
@@ -51,6 +52,7 @@ from spool.broker.sqlite.store import (
 from spool.errors import ConfigError, StoreCorrupt, VersionConflict
 from spool.job import (
     LANES,
+    PRIORITIES,
     TALLY_LIMIT,
     VERSION,
     Ending,
@@ -415,7 +417,20 @@ def stats(tx: Transaction, verb: Stats) -> QueueStats:
         workers=tx.value("workers", queue.id, tx.boot),
         paused=state.paused,
         totals=state.totals,
+        sequence=state.sequence,
+        heads=_heads(tx, queue),
     )
+
+
+def _heads(tx: Transaction, queue: Queue) -> list[int]:
+    heads = [0] * len(PRIORITIES)
+    for lane, ready in enumerate(queue.state.ready):
+        for priority, count in enumerate(ready):
+            low = priority * BAND
+            place = tx.value("first_ready", queue.id, lane, low, low + BAND) if count else None
+            if place is not None:
+                heads[priority] = min(heads[priority] or BAND, place - low)
+    return heads
 
 
 def watch(tx: Transaction, verb: Watch) -> Watched:
@@ -424,17 +439,32 @@ def watch(tx: Transaction, verb: Watch) -> Watched:
         return Watched(tx.now, [])
     if verb.cursor and not verb.cursor.isdecimal():
         raise ConfigError(f"{verb.cursor!r} is not a cursor of Watch")
-    found = tx.all("watch", queue.id, min(int(verb.cursor or 0), FAR), verb.limit)
-    return Watched(tx.now, [(str(number), body) for number, body in found])
+    after = min(int(verb.cursor or 0), FAR)
+    found = tx.all("watch", queue.id, after, verb.limit)
+    missed = found[0][0] - after - 1 if found else 0
+    return Watched(tx.now, [Blob(str(number), *_stamp_of(body, tx.now)) for number, body in found], missed)
+
+
+def stamped(now: int, blob: bytes) -> bytes:
+    """Return what is kept of a blob: the time, as eight bytes, and itself."""
+    return now.to_bytes(8) + blob
+
+
+def _stamp_of(body: bytes, now: int) -> tuple[int, bytes]:
+    """Return time and blob. What has no time, from an older release or by damage, is from now."""
+    if len(body) < 8 or body[0]:
+        return now, body
+    return int.from_bytes(body[:8]), body[8:]
 
 
 def load(tx: Transaction, verb: Load) -> Loaded:
+    limit = max(1, min(verb.limit, PAGE))
     if verb.kind == "queue":
-        found = tx.all("queues", verb.cursor, PAGE + 1)
+        found = tx.all("queues", verb.cursor, limit + 1)
     else:
-        found = tx.all("documents", verb.kind, verb.cursor, tx.now, PAGE + 1)
-    more = len(found) > PAGE
-    documents = [Document(*row) for row in found[:PAGE]]
+        found = tx.all("documents", verb.kind, verb.cursor, tx.now, limit + 1)
+    more = len(found) > limit
+    documents = [Document(*row) for row in found[:limit]]
     return Loaded(tx.now, documents, documents[-1].key if more else "")
 
 

@@ -25,7 +25,7 @@ from spool.broker import (
     Settled,
     Settlement,
 )
-from spool.broker.sqlite.jobs import RECENT, finish, tally_of, tally_text
+from spool.broker.sqlite.jobs import RECENT, finish, stamped, tally_of, tally_text
 from spool.broker.sqlite.retire import STEP, hand_back, retire_some
 from spool.broker.sqlite.store import CANCELLED, DONE, Queue, Row, Transaction, to_json
 from spool.errors import LeaseLost
@@ -377,7 +377,7 @@ def settle(tx: Transaction, verb: Settle) -> Settled:
     _hold_over(tx, queue, [each for each in accepted if isinstance(each, Retried | Released | Died)])
     if verb.metrics:
         queue.state.blobs += 1
-        tx.run("add_metrics", queue.id, queue.state.blobs, verb.metrics)
+        tx.run("add_metrics", queue.id, queue.state.blobs, stamped(tx.now, verb.metrics))
         tx.run("purge_metrics", queue.id, queue.state.blobs - RECENT)
     tx.run("purge_endings", tx.now, 2 * len(accepted) + 8)
     tx.run("set_settled", verb.seq, to_json([len(accepted), refused]), me.key)

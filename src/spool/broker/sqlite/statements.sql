@@ -77,7 +77,7 @@ CREATE INDEX live ON incarnation (queue, deadline) WHERE retired IS NULL;
 CREATE INDEX retiring ON incarnation (queue) WHERE retiring = 1;
 CREATE INDEX tombstone ON incarnation (queue, retired) WHERE retired IS NOT NULL;
 
--- What settles leave for observers; the last 10,000 or so of a queue.
+-- What settles leave for observers; the last 10,000 or so of a queue. body: the time (ms) as eight bytes, and the blob.
 CREATE TABLE metrics (queue INTEGER NOT NULL, number INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (queue, number))
 WITHOUT ROWID;
 
@@ -179,6 +179,10 @@ SELECT * FROM job WHERE queue = ? AND state = 2 AND at < ? ORDER BY at, id LIMIT
 
 -- name: ready_of
 SELECT * FROM job WHERE queue = ? AND lane = ? AND state = 0 AND place > ? ORDER BY place LIMIT ?;
+
+-- The first place in a priority of a lane.
+-- name: first_ready
+SELECT min(place) FROM job WHERE queue = ? AND lane = ? AND state = 0 AND place >= ? AND place < ?;
 
 -- name: suspects
 SELECT * FROM job WHERE queue = ? AND state = 3 AND place > ? ORDER BY place LIMIT ?;

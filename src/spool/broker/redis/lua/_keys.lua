@@ -19,12 +19,12 @@
 -- P..gone          zset    tombstones: incarnation by the time until which it is refused
 -- P..tasks:<hash>  set     task names                       TTL, renewed by beat
 -- P..cancel        hash    id -> reason                     wishes for running jobs; until the job ends
--- P..meta          hash    seq, seen, amnesty, paused, recent, synced (durable.py)
+-- P..meta          hash    seq, seen, amnesty, paused, recent, blobs, synced (durable.py)
 -- P..totals        hash    monotone counters
 -- P..ends          zset    times (ms) by themselves         until a claim finds them passed
 -- P..ends:<time>   hash    id -> ending                     TTL; they go at that time
 -- P..recent        stream  n, ids ("D<id>\nC<id>...")       about 10,000 ids, TTL
--- P..metrics       stream  blob                             capped, TTL
+-- P..metrics       stream  b: blob, n: "<time>/<number>"    capped, TTL
 -- P..wake, ..:1    list    tokens; hints that a lane has work   capped at 8
 -- P..waiters       hash    id -> channels, space separated  TTL
 --

@@ -95,7 +95,8 @@ for _, id in ipairs(refused) do reply[#reply + 1] = id end
 if alive then
   redis.call('HSET', row, 'settle', seq, 'reply', cmsgpack.pack(reply))
   if ARGV[4] ~= '' then
-    redis.call('XADD', P .. 'metrics', 'MAXLEN', '~', 10000, '*', 'b', ARGV[4])
+    local n = redis.call('HINCRBY', P .. 'meta', 'blobs', 1) -- so that a reader knows how many it has missed
+    redis.call('XADD', P .. 'metrics', 'MAXLEN', '~', 10000, '*', 'b', ARGV[4], 'n', now .. '/' .. n)
     redis.call('PEXPIRE', P .. 'metrics', 7 * DAY)
   end
 end

@@ -23,7 +23,20 @@ from starlette.routing import Route, Router
 from spool.broker import Broker
 from spool.errors import SpoolError
 from spool.job import NAME
-from spool.server import dead, health, jobs, login, metrics, openapi, queues, tokens, workers
+from spool.server import (
+    benchmarks,
+    dead,
+    health,
+    jobs,
+    live,
+    login,
+    metrics,
+    openapi,
+    pages,
+    queues,
+    tokens,
+    workers,
+)
 from spool.server.auth import ANYBODY, Principal
 from spool.server.guard import SAFE, read_body, single_headers
 from spool.server.problems import Problem, Refused, problem_of
@@ -33,12 +46,16 @@ from spool.server.settings import ServerSettings
 
 logger = logging.getLogger("spool.server")
 
-MODULES: Final[Sequence[ModuleType]] = (jobs, queues, dead, workers, metrics, tokens, health, login)
+MODULES: Final[Sequence[ModuleType]] = (
+    *(jobs, queues, dead, workers, metrics, live, benchmarks),
+    *(tokens, health, login, pages),
+)
 """The modules of routes, each with ``ROUTES``."""
 LIFESPANS: Final[Sequence[Callable[[Services], AbstractAsyncContextManager[Any]]]] = (
     lambda services: services.audit.running(),
     lambda services: services.replays.running(),
     metrics.rolling,
+    live.looking,
 )
 """What runs beside the requests, from the start of the application to its end."""
 
@@ -102,7 +119,11 @@ class App:
         try:
             await self._dispatch(scope, receive, send)
         except Refused as refusal:
-            await _send_problem(send, refusal)
+            if refusal.problem.status == 401 and login.wanted(scope):
+                reply = login.instead(scope)
+                await _send(send, reply.status, reply.content, reply.headers, reply.media.encode())
+            else:
+                await _send_problem(send, refusal)
         except SpoolError as error:
             await _send_problem(send, problem_of(error))
         except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """The login page, and how a browser comes to its session and rids itself of it.
 
-The page is a plain form without a script, so that it works under the strictest policy. The dashboard may replace
-`PAGE`; what is here needs nothing else.
+The page is a plain form, which works without its style and its script (that only chooses light or dark). Who asks for
+a page without being logged in gets it in its place.
 """
 
 from __future__ import annotations
@@ -22,17 +22,23 @@ PAGE: Final = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Log in to Spool</title>
+<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
+<script src="/static/theme.js"></script>
+<link rel="stylesheet" href="/static/style.css">
 </head>
-<body>
+<body class="login">
 <main>
-<h1>Spool</h1>
+<form class="card" method="post" action="/login">
+<h1><img src="/static/icon.svg" alt="" width="28" height="28"> Spool</h1>
 {message}
-<form method="post" action="/login">
 <label for="token">Token</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus
+ aria-describedby="hint">
 <input type="hidden" name="next" value="{next}">
-<button>Log in</button>
+<button class="primary">Log in</button>
+<p id="hint" class="soft">The server printed one at its first start; <code>spool token create</code> makes more.</p>
 </form>
 </main>
 </body>
@@ -72,6 +78,18 @@ def page(next: str, message: str = "", status: int = 200) -> Reply:
     shown = f'<p role="alert">{html.escape(message)}</p>' if message else ""
     text = PAGE.replace("{message}", shown).replace("{next}", html.escape(local(next)))
     return Reply(text.encode(), status, (), "text/html; charset=utf-8")
+
+
+def wanted(scope: Any) -> bool:
+    """Whether somebody who has not logged in asks for a page, and not for data."""
+    accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+    return scope["method"] == "GET" and b"text/html" in accept and not scope["path"].startswith(("/api/", "/static/"))
+
+
+def instead(scope: Any) -> Reply:
+    """Return the login page in place of a page, to which it leads."""
+    query = scope.get("query_string", b"").decode("latin-1")
+    return page(f"{scope['path']}?{query}" if query else scope["path"], status=401)
 
 
 async def show(ask: Ask[LoginQuery, None]) -> Reply:

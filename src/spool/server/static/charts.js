@@ -5,6 +5,7 @@ import { fill, h, put } from "./dom.js";
 const SYNC = uPlot.sync("time");
 const clockTime = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 const clockSeconds = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const WHOLE = Array.from({ length: 10 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat();
 const FONT = "11px system-ui, sans-serif";
 
 /** A canvas takes no variable, and no light-dark(): let an element have the colour, and read what came of it. */
@@ -26,7 +27,7 @@ function faint(rgb, alpha) {
  * A chart. `lines`: `{ label, colour, read(course) }`, `colour` a variable of the style sheet; `format(value)` for axis
  * and legend; `stacked`: each line upon those before. Returns `{ element, show(course), close() }`.
  */
-export function chart({ title, lines, format, stacked = false, least = 1 }) {
+export function chart({ title, lines, format, stacked = false, whole = false, least = 1 }) {
     const place = h("div", { class: "plot", role: "img", "aria-label": title });
     const values = lines.map(() => h("b", {}, "–"));
     const legend = h("ul", { class: "legend" }, lines.map((line, index) => h("li", {}, h("span", { class: `key ${line.colour}` }), line.label, " ", values[index])));
@@ -46,7 +47,7 @@ export function chart({ title, lines, format, stacked = false, least = 1 }) {
             scales: { x: { time: true }, y: { range: (_u, _low, high) => [0, Math.max(least, (high ?? 0) * 1.08)] } },
             axes: [
                 { ...axis, size: 24, values: (_u, splits, _i, _space, step) => splits.map((at) => (step < 60 ? clockSeconds : clockTime).format(at * 1000)) },
-                { ...axis, size: 58, values: (_u, splits) => splits.map((each) => format(each)) },
+                { ...axis, size: 58, ...(whole ? { incrs: WHOLE } : {}), values: (_u, splits) => splits.map((each) => format(each)) },
             ],
             series: [{}, ...lines.map(series)],
             bands: stacked ? lines.slice(1).map((_, index) => ({ series: [index + 2, index + 1], fill: faint(colour(lines[index + 1].colour), 0.45) })) : [],

@@ -106,7 +106,7 @@ function foot() {
     const out = h("button", { type: "button", class: "plain", on: { click: logOut } }, "Log out");
     fill(document.getElementById("foot"), linked, theme, who, out);
     return () => {
-        put(who, `${me.name}${me.read_only ? ", read-only" : ""}`);
+        put(who, `${me.name === "nobody" ? "not logged in" : me.name}${me.read_only ? ", read-only" : ""}`);
         out.classList.toggle("hidden", me.name === "nobody");
     };
 }

@@ -25,19 +25,19 @@ function charts() {
             ],
         }),
         chart({
-            title: "Depth by priority", format: compact, stacked: true,
+            title: "Depth by priority", format: compact, stacked: true, whole: true,
             lines: PRIORITIES.map((name, index) => ({ label: name, colour: `depth-${index + 1}`, read: (course) => course.depth[name] })),
         }),
         chart({ title: "Run time", format: duration, least: 1e-6, lines: PERCENTS.map((name, index) => ({ label: name, colour: `plot-${index + 1}`, read: (course) => course.run[name] })) }),
         chart({ title: "Wait until started", format: duration, least: 1e-6, lines: PERCENTS.map((name, index) => ({ label: name, colour: `plot-${index + 1}`, read: (course) => course.wait[name] })) }),
         chart({
-            title: "Jobs by state", format: compact, lines: [
+            title: "Jobs by state", format: compact, whole: true, lines: [
                 { label: "running", colour: "plot-1", read: (course) => course.states.running },
                 { label: "scheduled", colour: "plot-5", read: (course) => course.states.scheduled },
                 { label: "dead", colour: "plot-3", read: (course) => course.states.dead },
             ],
         }),
-        chart({ title: "Workers", format: compact, lines: [{ label: "live", colour: "plot-4", read: (course) => course.states.workers }] }),
+        chart({ title: "Workers", format: compact, whole: true, lines: [{ label: "live", colour: "plot-4", read: (course) => course.states.workers }] }),
     ];
 }
 
@@ -48,10 +48,10 @@ function width(course, index) {
 
 function figures() {
     const made = {};
-    const element = h("dl", { class: "figures" });
+    const element = h("dl", { class: "figures nine" });
     for (const [key, name] of [
         ["rate", "Throughput"], ["p95", "Run p95"], ["wait", "Wait p95"], ["ready", "Ready"], ["running", "Running"],
-        ["scheduled", "Scheduled"], ["failed", "Failed attempts"], ["dead", "Dead"], ["workers", "Workers"],
+        ["scheduled", "Scheduled"], ["failed", "Failed"], ["dead", "Dead"], ["workers", "Workers"],
     ]) {
         const [value, note] = [h("dd", { data: { figure: key } }, "–"), h("dd", { class: "note" })];
         made[key] = { value, note };
@@ -87,7 +87,7 @@ function showFigures(shown, queues, workers) {
 function showCourseFigures(shown, course) {
     const failed = total(course.outcomes.retried) + total(course.outcomes.died);
     const ended = total(Object.values(course.outcomes).map(total));
-    shown.set("failed", compact(failed), ended ? `${rate(100 * failed / ended)} % in range` : "in range", failed ? "warn" : "");
+    shown.set("failed", compact(failed), ended ? `${rate(100 * failed / ended)} % of attempts` : "attempts", failed ? "warn" : "");
     shown.set("p95", duration(latest(course.run.p95)), "now");
     shown.set("wait", duration(latest(course.wait.p95)), "now");
 }

@@ -40,7 +40,7 @@ function row([name]) {
     const link = h("a", { href: `/jobs?queue=${encodeURIComponent(name)}` }, said(name));
     const element = h("tr", { data: { queue: name } }, h("th", { scope: "row" }, link, " ", badge), priorities, oldest, states, workers, speed,
         h("td", { class: "narrow wide" }, h("div", { class: "row" }, pause, resume, purge)));
-    let created;
+    let created = null;
 
     function number(cell, value, kind = "") {
         put(cell, compact(value));

@@ -17,7 +17,7 @@ function jobList(jobs) {
 function card(worker) {
     const { row } = worker;
     const id = row.incarnation;
-    const name = `${row.name} ${row.pid}`;
+    const { name } = row;
     const state = h("span", {});
     const slots = h("span", {});
     const bar = h("progress", { "aria-label": "Slots in use" });
@@ -34,7 +34,7 @@ function card(worker) {
         return ["Worker ", said(name), " was told to stop."];
     }, { danger: true, name });
     const element = h("section", { class: "card stack", data: { worker: id }, "aria-label": `Worker ${name}` },
-        h("div", { class: "head" }, h("div", { class: "row" }, h("h2", {}, said(row.name), " ", h("span", { class: "soft" }, `process ${row.pid}`)), state), h("div", { class: "row" }, quiet, stop)),
+        h("div", { class: "head" }, h("div", { class: "row" }, h("h2", {}, said(row.name), row.name.endsWith(`:${row.pid}`) ? null : h("span", { class: "soft" }, ` process ${row.pid}`)), state), h("div", { class: "row" }, quiet, stop)),
         h("div", {}, h("div", { class: "head" }, h("span", {}, "Slots"), slots), bar),
         h("dl", { class: "facts" },
             h("div", {}, h("dt", {}, "Host"), h("dd", {}, said(row.host))), h("div", {}, h("dt", {}, "Memory"), memory), h("div", {}, h("dt", {}, "Up for"), uptime),

@@ -62,7 +62,12 @@ class Served:
 
     def declare(self, app: Spool | None = None) -> None:
         """Store the catalogue of an app's tasks, as a worker does when it starts."""
-        asyncio.run(publish((app or self.app).tasks.values(), self.broker))
+        asyncio.run(self._declare(app or self.app))
+
+    async def _declare(self, app: Spool) -> None:
+        broker = connect(self.store_url)  # of this loop alone
+        await publish(app.tasks.values(), broker)
+        await broker.aclose()
 
     def close(self) -> None:
         for client in self._clients:

@@ -1,10 +1,344 @@
-def test_a_job_is_enqueued_and_found(served):
+import threading
+
+import httpx
+import msgspec
+import pytest
+
+from spool import Spool, testing
+from spool.broker import Act, Pause, connect
+from tests.eventually import eventually
+
+app = Spool("sqlite://:memory:")
+
+
+@app.task(queue="mail", priority="high", retries=0, redact=("password",))
+def send(to: str, body: str = "", *, password: str = "") -> int:
+    if not body:
+        raise LookupError(f"no body for {to}")
+    return len(body)
+
+
+def end_all(served) -> None:
+    broker = connect(served.store_url)  # whose connections are not left to the next loop
+    with app.using(broker):
+        testing.run_until_idle(app)
+    broker.close()
+
+
+def error_of(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == answer.status_code
+    return answer.status_code, problem.get("error", "")
+
+
+def test_a_job_of_a_declared_task_takes_its_settings(served):
+    served.declare(app)
     client = served.client("enqueue", "read")
 
-    stored = client.post("/api/v1/jobs", json={"task": "send", "queue": "mail", "args": ["a@b.c"], "kwargs": {"n": 1}})
+    stored = client.post("/api/v1/jobs", json={"task": "send", "kwargs": {"body": "hi", "to": "a@b.c"}})
 
     assert stored.status_code == 201
     at = f"/api/v1/jobs/mail/{stored.json()['id']}"
     assert stored.headers["location"] == at
     job = client.get(at).json()
-    assert (job["state"], job["task"], job["arguments"]) == ("ready", "send", [["a@b.c"], {"n": 1}])
+    assert (job["state"], job["task"], job["priority"]) == ("ready", "send", "high")
+    assert job["arguments"] == [["a@b.c", "hi"], {}], "as the task itself would have stored it"
+
+
+def test_a_job_runs_like_any_other(served):
+    served.declare(app)
+    client = served.client("operate")
+    id = client.post("/api/v1/jobs", json={"task": "send", "args": ["a", "hello"]}).json()["id"]
+
+    assert client.get(f"/api/v1/jobs/mail/{id}/result").status_code == 202
+    end_all(served)
+    answer = client.get(f"/api/v1/jobs/mail/{id}/result")
+
+    assert (answer.status_code, answer.json()["state"], answer.json()["result"]) == (200, "done", 5)
+
+
+def test_a_result_is_waited_for(served):
+    served.declare(app)
+    client = served.client("operate")
+    id = client.post("/api/v1/jobs", json={"task": "send", "args": ["a", "hello"]}).json()["id"]
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(client.get(f"/api/v1/jobs/mail/{id}/result", params={"wait": 30}))
+    )
+    thread.start()
+    services = served.serving.app.services
+    eventually(lambda: services.waits == 1)
+
+    end_all(served)
+    thread.join()
+
+    assert (answers[0].status_code, answers[0].json()["result"]) == (200, 5)
+    assert services.waits == 0
+
+
+def test_a_wait_ends_with_its_client(served):
+    served.declare(app)
+    client = served.client("operate")
+    id = client.post("/api/v1/jobs", json={"task": "send", "args": ["a", "hello"]}).json()["id"]
+    services = served.serving.app.services
+
+    with pytest.raises(httpx.ReadTimeout):
+        client.get(f"/api/v1/jobs/mail/{id}/result", params={"wait": 60}, timeout=httpx.Timeout(10, read=0.3))
+
+    eventually(lambda: services.waits == 0)
+
+
+def test_all_options_are_stored(served):
+    client = served.client("enqueue", "read")
+    options = {
+        "queue": "other",
+        "id": "one",
+        "delay": 60,
+        "priority": "low",
+        "retries": 7,
+        "timeout": 2.5,
+        "result_ttl": 9,
+        "on_disconnect": "continue",
+        "headers": {"trace": "abc"},
+    }
+
+    assert client.post("/api/v1/jobs", json={"task": "unknown"} | options).status_code == 201
+
+    job = client.get("/api/v1/jobs/other/one").json()
+    assert (job["state"], job["priority"]) == ("scheduled", "low")
+    assert job["due"] - job["created"] >= 59_000
+    at = client.post("/api/v1/jobs", json={"task": "unknown", "queue": "other", "at": job["due"] + 1000}).json()["id"]
+    assert client.get(f"/api/v1/jobs/other/{at}").json()["due"] == job["due"] + 1000
+
+
+def test_an_id_makes_a_call_idempotent(served):
+    served.declare(app)
+    client = served.client("enqueue")
+    call = {"task": "send", "args": ["a", "b"], "id": "order-17"}
+
+    first, again = client.post("/api/v1/jobs", json=call), client.post("/api/v1/jobs", json=call)
+    same = client.post("/api/v1/jobs", json=call | {"args": [], "kwargs": {"to": "a", "body": "b"}})
+    other = client.post("/api/v1/jobs", json=call | {"args": ["a", "c"]})
+
+    assert (first.status_code, first.json()["created"]) == (201, True)
+    assert (again.status_code, again.json()["created"]) == (200, False)
+    assert same.status_code == 200, "however the call is written"
+    assert error_of(other) == (409, "JobConflict")
+
+
+def test_the_same_id_in_python_and_over_http_is_one_job(served):
+    served.declare(app)
+    with app.using(served.broker):
+        assert send.options(id="x").enqueue("a", body="b").created
+
+    answer = served.client("enqueue").post("/api/v1/jobs", json={"task": "send", "args": ["a", "b"], "id": "x"})
+
+    assert answer.json()["created"] is False
+
+
+def test_what_cannot_be_stored_is_refused_by_name(served):
+    served.declare(app)
+    client = served.client("enqueue")
+
+    def refused(**call) -> tuple[int, str, str]:
+        answer = client.post("/api/v1/jobs", json={"task": "send"} | call)
+        return (*error_of(answer), answer.json()["detail"])
+
+    status, error, detail = refused(task="sned")
+    assert (status, error) == (422, "TaskUnknown")
+    assert "send" in detail
+    assert refused()[:2] == (422, "ArgumentError")
+    assert "'nonsense'" in refused(args=["a"], kwargs={"nonsense": 1})[2]
+    deep: list = []
+    for _ in range(100):
+        deep = [deep]
+    assert refused(args=[deep])[:2] == (422, "PayloadError")
+    assert refused(args=[2**70])[:2] == (422, "PayloadError")
+    assert refused(args=["a"], queue="no such{name}")[:2] == (400, "ConfigError")
+    assert refused(args=["a"], id="spaces are not allowed")[:2] == (400, "ConfigError")
+    assert refused(args=["a"], delay=1, at=1)[:2] == (400, "ConfigError")
+    assert refused(args=["a"], headers={"big": "x" * 9000})[:2] == (400, "ConfigError")
+    assert refused(args=["a"], delay=-1)[0] == 400
+    assert refused(args=["a"], priority="urgent")[0] == 400
+    assert refused(args=["a"], colour="red")[0] == 400
+    assert refused(args=["x" * 1024 * 1024])[0] == 413
+
+
+def test_a_batch_answers_for_each_of_its_jobs(served):
+    served.declare(app)
+    client = served.client("enqueue", "read")
+    calls = [
+        {"task": "send", "args": ["a", "b"]},
+        {"task": "send"},
+        {"task": "send", "args": ["a", "b"], "id": "x"},
+        {"task": "send", "args": ["a", "b"], "id": "x"},
+        {"task": "send", "args": ["a", "c"], "id": "x"},
+        {"task": "send", "args": ["a"], "delay": "soon"},
+        7,
+        {"task": "nobody", "queue": "elsewhere"},
+    ]
+
+    answer = client.post("/api/v1/jobs/batch", json={"jobs": calls})
+
+    assert answer.status_code == 200
+    items = answer.json()["items"]
+    assert [item.get("error", {}).get("status") for item in items] == [None, 422, None, None, 409, 400, 400, None]
+    assert [item.get("created", True) for item in items] == [True, False, True, False, False, False, False, True]
+    assert (answer.json()["stored"], answer.json()["failed"]) == (4, 4)
+    assert len(client.get("/api/v1/jobs").json()["items"]) == 3
+
+
+def test_a_batch_too_long_is_refused(served):
+    answer = served.client("enqueue").post("/api/v1/jobs/batch", json={"jobs": [{}] * 1001})
+
+    assert error_of(answer)[0] == 413
+
+
+def test_enqueues_at_once_go_out_together_and_each_gets_its_answer(served):
+    served.declare(app)
+    token = served.token("enqueue")
+    answers: list[httpx.Response] = []
+
+    def post(number: int) -> None:
+        with httpx.Client(base_url=served.url, headers={"Authorization": f"Bearer {token}"}) as client:
+            call = {"task": "send", "args": [str(number), "b"], "id": f"id-{number % 8}"}
+            answers.append(client.post("/api/v1/jobs", json=call))
+
+    threads = [threading.Thread(target=post, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [201] * 8 + [409] * 8
+
+
+def test_jobs_are_listed_by_page_and_by_what_they_are(served):
+    served.declare(app)
+    client = served.client("operate")
+    for number in range(7):
+        client.post("/api/v1/jobs", json={"task": "send", "args": [f"user-{number}", ""]})
+        client.post("/api/v1/jobs", json={"task": "send", "args": ["b", "c"], "queue": "later", "delay": 60})
+    end_all(served)
+
+    def ids(**query) -> list[str]:
+        found, cursor = [], ""
+        while True:
+            page = client.get("/api/v1/jobs", params=query | {"cursor": cursor, "limit": 3}).json()
+            assert len(page["items"]) <= 3
+            found += [job["id"] for job in page["items"]]
+            cursor = page["cursor"]
+            if not cursor:
+                return found
+
+    assert len(ids()) == len(set(ids())) == 14
+    assert len(ids(state="dead")) == len(ids(queue="mail")) == len(ids(error="LookupError")) == 7
+    assert len(ids(state=["dead", "scheduled"])) == 14
+    assert len(ids(error="user-3")) == 1
+    assert len(ids(task="send")) == 14
+    assert ids(task="other") == []
+    one = ids(state="dead")[0]
+    assert ids(id=f"mail/{one}") == [one]
+    finished = client.get(f"/api/v1/jobs/mail/{one}").json()["finished"]
+    assert one in ids(state="dead", since=finished)
+    assert one not in ids(state="dead", until=finished)
+    assert error_of(client.get("/api/v1/jobs", params={"cursor": "nonsense"}))[0] == 400
+    assert error_of(client.get("/api/v1/jobs", params={"limit": 1001}))[0] == 400
+    assert error_of(client.get("/api/v1/jobs", params={"nonsense": 1}))[0] == 400
+
+
+def test_a_job_is_cancelled_retried_and_deleted(served):
+    served.declare(app)
+    client = served.client("operate")
+    id = client.post("/api/v1/jobs", json={"task": "send", "args": ["a", ""]}).json()["id"]
+    at = f"/api/v1/jobs/mail/{id}"
+    end_all(served)
+
+    assert client.get(at).json()["error"] == "LookupError: no body for a"
+    assert client.post(f"{at}/cancel", json={}).json() == {"changed": False, "state": "dead"}
+    assert client.post(f"{at}/retry", json={}).json() == {"changed": True, "state": "ready"}
+    assert client.post(f"{at}/retry", json={}).json() == {"changed": False, "state": "ready"}
+    assert client.post(f"{at}/cancel", json={"reason": "not needed"}).json() == {"changed": True, "state": "cancelled"}
+    assert client.get(at).json()["error"] == "not needed"
+    assert client.post(f"{at}/delete", json={}).json() == {"changed": True, "state": None}
+    assert error_of(client.get(at)) == (404, "JobNotFound")
+    assert error_of(client.post(f"{at}/cancel", json={})) == (404, "JobNotFound")
+
+
+def test_a_job_is_deleted_by_method(served):
+    client = served.client("operate")
+    id = client.post("/api/v1/jobs", json={"task": "send", "queue": "mail"}).json()["id"]
+
+    assert client.delete(f"/api/v1/jobs/mail/{id}").json()["changed"] is True
+    assert client.delete(f"/api/v1/jobs/mail/{id}").status_code == 404
+
+
+def test_what_is_to_be_redacted_is_not_shown(served):
+    served.declare(app)
+    client = served.client("operate")
+    call = {"task": "send", "args": ["a", ""], "kwargs": {"password": "hunter2"}}
+    id = client.post("/api/v1/jobs", json=call).json()["id"]
+
+    shown = [client.get(path).text for path in (f"/api/v1/jobs/mail/{id}", "/api/v1/jobs")]
+    end_all(served)
+    shown += [client.get(path).text for path in (f"/api/v1/jobs/mail/{id}", "/api/v1/jobs", "/api/v1/dead")]
+
+    assert not any("hunter2" in text for text in shown)
+    assert all("[redacted]" in text for text in shown)
+
+
+def test_results_that_json_has_no_words_for_are_shown_all_the_same(served):
+    strange = Spool(served.store_url)
+
+    @strange.task(queue="strange")
+    def odd() -> dict:
+        return {1: b"bytes", (2, 3): {"four": {5, 6}}}
+
+    handle = odd.enqueue()
+    testing.run_until_idle(strange)
+    strange.close()
+
+    answer = served.client("read").get(f"/api/v1/jobs/strange/{handle.id}/result")
+
+    assert answer.status_code == 200
+    assert "Ynl0ZXM=" in answer.text
+
+
+def test_an_enqueue_is_durable_or_refused(served):
+    client = served.client("enqueue")
+
+    answer = client.post("/api/v1/jobs", json={"task": "send", "queue": "mail", "durability": "fsync"})
+
+    if served.store_url.startswith("sqlite"):
+        assert answer.status_code == 201
+    else:  # the tests' Redis keeps nothing
+        assert error_of(answer) == (503, "BrokerRefused")
+
+
+def test_json_that_is_none_is_refused(sqlite_served):
+    client = sqlite_served.client("enqueue")
+
+    def post(body: bytes) -> httpx.Response:
+        return client.post("/api/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+
+    for body in (b"", b"{", b"[1", b"\xff\xfe", b'{"task":"a","args":[NaN]}', b'{"task":"a","args":[1e999]}', b"null"):
+        assert error_of(post(body))[0] == 400, body
+    assert error_of(post(b'{"task":"a","queue":"q","args":' + b"[" * 100_000 + b"]" * 100_000 + b"}"))[0] == 400
+
+
+def test_a_paused_queue_takes_jobs(served):
+    served.broker.call(Act("mail", Pause()))
+
+    assert served.client("enqueue").post("/api/v1/jobs", json={"task": "a", "queue": "mail"}).status_code == 201
+
+
+def test_the_progress_of_a_job_is_shown(served):
+    client = served.client("operate")
+    id = client.post("/api/v1/jobs", json={"task": "send", "queue": "mail"}).json()["id"]
+
+    answer = client.get(f"/api/v1/jobs/mail/{id}/progress")
+
+    assert answer.status_code == 200
+    assert msgspec.json.decode(answer.content)["state"] == "ready"

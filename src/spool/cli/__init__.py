@@ -8,7 +8,22 @@ from collections.abc import Sequence
 import click
 
 from spool import __version__
-from spool.cli import ab, bench, chaos, comparison, dead, jobs, measure, profile, profiled, queues, run, scaling, serve, stored
+from spool.cli import (
+    ab,
+    bench,
+    chaos,
+    comparison,
+    dead,
+    jobs,
+    measure,
+    profile,
+    profiled,
+    queues,
+    run,
+    scaling,
+    serve,
+    stored,
+)
 from spool.cli.output import printable
 from spool.errors import ConfigError, PayloadError, SpoolError, TaskError
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import threading
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,8 +41,12 @@ def needs_server() -> None:
 @click.option(
     "--max-body", type=click.IntRange(1024), default=1024 * 1024, show_default=True, help="Bytes of a request's body."
 )
-@click.option("--rate", type=click.FloatRange(0), default=2000.0, show_default=True, help="Requests a second per token.")
-@click.option("--enqueue-rate", type=click.FloatRange(0), default=0.0, help="The same for enqueueing; default no limit.")
+@click.option(
+    "--rate", type=click.FloatRange(0), default=2000.0, show_default=True, help="Requests a second per token."
+)
+@click.option(
+    "--enqueue-rate", type=click.FloatRange(0), default=0.0, help="The same for enqueueing; default no limit."
+)
 def server(
     *,
     url: str | None,
@@ -80,8 +85,12 @@ def server(
 
 def _run(serving: Serving) -> int:
     told = threading.Event()
+
+    def tell(_number: int, _frame: FrameType | None) -> None:
+        told.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, tell)
     serving.start()
     click.echo(f"serving {serving.url}", err=True)
     if serving.first_token is not None:

@@ -153,7 +153,9 @@ class Walk:
         """
         queues = sorted((yield from self.queues()))
         if self._chosen.ids is not None:
-            named = [job for queue in queues for state in self.states for job in self._named[queue] if job.state is state]
+            named = [
+                job for queue in queues for state in self.states for job in self._named[queue] if job.state is state
+            ]
             return Page([job for job in named if self._matches(job)], "")
         places = [(queue, state) for queue in queues for state in self.states]
         at, inner = self._place(places, cursor)

@@ -11,10 +11,11 @@ middleware of Starlette's would add a tenth to that for each.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -234,7 +235,7 @@ class _Endpoint:
         operation, services = self.operation, self._services
         headers = scope["spool"][1]
         caller = self._checked(scope, headers)
-        path = scope.get("path_params") or {}
+        path: dict[str, str] = scope.get("path_params") or {}
         _check_path(path, caller)
         query = None if self._query is None else self._query.read(scope.get("query_string", b""))
         body: Any = None
@@ -258,10 +259,8 @@ class _Endpoint:
             if operation.scope not in caller.scopes:
                 raise Refused(403, f"this needs a token with the scope {operation.scope!r}")
             self._rate.check(caller.id)
-        scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
-        if operation.method == "WEBSOCKET":
-            services.doors.check_origin(headers, scheme, strict=caller.cookie and services.settings.auth)
-        elif not self._safe and (caller.cookie or operation.scope is None):
+        scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
+        if operation.method == "WEBSOCKET" or (not self._safe and (caller.cookie or operation.scope is None)):
             services.doors.check_origin(headers, scheme, strict=caller.cookie and services.settings.auth)
         if self._refused:
             raise Refused(403, "this server is read-only")
@@ -284,15 +283,18 @@ class _Endpoint:
 
     async def _audited(self, ask: Any) -> Any:
         scope = ask.asgi[0]
-        note = (ask.principal, _client(scope), f"{self.operation.method} {self.operation.path}", scope["path"])
+        action = f"{self.operation.method} {self.operation.path}"
+        note = partial(
+            self._services.audit.note, ask.principal, client=_client(scope), action=action, target=scope["path"]
+        )
         try:
             answer = await self._handler(ask)
         except (Refused, SpoolError) as error:
             problem = error.problem if isinstance(error, Refused) else problem_of(error)
-            await self._services.audit.note(*note, problem.status, problem.detail)
+            await note(status=problem.status, detail=problem.detail)
             raise
         status = answer.status if isinstance(answer, Reply) else 0
-        await self._services.audit.note(*note, status or self.operation.status, _detail(ask))
+        await note(status=status or self.operation.status, detail=_detail(ask))
         return answer
 
     async def _answer(self, ask: Any, answer: Any, send: Send) -> None:
@@ -302,7 +304,8 @@ class _Endpoint:
             await _send(send, answer.status or status, content, answer.headers, answer.media.encode())
         elif callable(answer):
             scope, receive, _ = ask.asgi
-            await answer(scope, receive, _guarded(send))
+            application: Any = answer
+            await application(scope, receive, _guarded(send))
         else:
             await _send(send, status, _encoded(answer), (), b"application/json")
 
@@ -374,17 +377,20 @@ def _encoded(content: Any) -> bytes:
     try:
         return _encode(content)
     except (TypeError, ValueError, RecursionError):
-        return _encode(_plain(msgspec.to_builtins(content, builtin_types=(dict,), str_keys=False), 0))
+        return _encode(_plain(content, 0))
 
 
 def _plain(value: Any, depth: int) -> Any:
     """Return what somebody stored as what JSON can say: keys become text, and what is unknown is described."""
     if depth > 100:
         return "…"
+    if isinstance(value, msgspec.Struct):
+        value = {field: getattr(value, field) for field in value.__struct_fields__}
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else repr(key): _plain(each, depth + 1) for key, each in value.items()}
+        pairs = cast("dict[Any, Any]", value).items()
+        return {key if isinstance(key, str) else repr(key): _plain(each, depth + 1) for key, each in pairs}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(each, depth + 1) for each in value]
+        return [_plain(each, depth + 1) for each in cast("Iterable[Any]", value)]
     try:
         _encode(value)
     except (TypeError, ValueError, RecursionError):
@@ -433,4 +439,3 @@ def create_app(broker: Broker, settings: ServerSettings | None = None) -> App:
     services = Services(broker, settings or ServerSettings())
     routes: list[Operation] = [operation for module in MODULES for operation in module.ROUTES]
     return App(services, [*routes, *openapi.routes(routes)])
-

@@ -60,7 +60,7 @@ class Audit:
         self._since_pruning = 0
 
     async def note(
-        self, principal: Principal, client: str, action: str, target: str, status: int, detail: str = ""
+        self, principal: Principal, *, client: str, action: str, target: str, status: int, detail: str = ""
     ) -> None:
         """Write one entry. Raises `BrokerError`."""
         at = (await self._broker.acall(Load("server"))).now

@@ -13,7 +13,7 @@ from spool.selection import Selection
 from spool.server.jobs import Jobs, Nothing, find, moment
 from spool.server.problems import Refused
 from spool.server.queues import Changed
-from spool.server.replays import Replay, Replays
+from spool.server.replays import Replay
 from spool.server.routes import Ask, Operation, Reply
 from spool.settings import MAX_SECONDS
 
@@ -150,7 +150,14 @@ _LATER: Final = {202: "It goes on"}
 ROUTES = (
     Operation("GET", _DEAD, list_dead, "read", "List dead jobs", query=DeadQuery, response=Jobs, queues=True),
     Operation(
-        "GET", f"{_DEAD}/groups", groups, "read", "Group dead jobs", query=GroupsQuery, response=ErrorGroups, queues=True
+        "GET",
+        f"{_DEAD}/groups",
+        groups,
+        "read",
+        "Group dead jobs",
+        query=GroupsQuery,
+        response=ErrorGroups,
+        queues=True,
     ),
     Operation(
         "POST",
@@ -164,7 +171,14 @@ ROUTES = (
         queues=True,
     ),
     Operation(
-        "POST", f"{_DEAD}/delete", delete, "operate", "Delete dead jobs", request=DeadRequest, response=Changed, queues=True
+        "POST",
+        f"{_DEAD}/delete",
+        delete,
+        "operate",
+        "Delete dead jobs",
+        request=DeadRequest,
+        response=Changed,
+        queues=True,
     ),
     Operation("GET", f"{_DEAD}/replays", list_replays, "read", "List replays", response=ReplayList),
     Operation(

@@ -162,4 +162,3 @@ async def read_body(receive: Any, headers: Mapping[bytes, bytes], limit: int) ->
 def _too_large(limit: int) -> Refused:
     # The rest of the body is not read: the connection cannot go on.
     return Refused(413, f"the body is larger than the limit of {limit:,} bytes", ((b"connection", b"close"),))
-

@@ -204,7 +204,7 @@ class _Line:
             self._over()
 
     def _take(self) -> dict[str, tuple[NewJob, asyncio.Future[bool | None]]]:
-        """Take what goes out next: neither too many nor too large, and no id twice, so that each gets its own answer."""
+        """Take what goes out next: neither too many nor too large, and no id twice: each gets its own answer."""
         taken: dict[str, tuple[NewJob, asyncio.Future[bool | None]]] = {}
         left: list[tuple[NewJob, asyncio.Future[bool | None]]] = []
         size = 0
@@ -235,4 +235,3 @@ class _Line:
         for id, (_, future) in taken.items():
             if not future.done():
                 future.set_result(answers[id])
-

@@ -75,6 +75,16 @@ class Result(msgspec.Struct, frozen=True):
     traceback: str = ""
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far a job is, in its own words."""
+
+    queue: str
+    id: str
+    state: State
+    progress: Any
+    log: Any
+
+
 class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which jobs: all that meet every one of these. Times in ms since the epoch, when they ended, else were created."""
 
@@ -152,8 +162,8 @@ async def enqueue_many(ask: Ask[None, BatchRequest]) -> Batch:
             pending.append((index, queue, job.id, ask.services.intake.put(queue, job, request.durability)))
     stored: dict[str, int] = {}
     for index, queue, id, future in pending:
-        items[index] = await _outcome(queue, id, future)
-        stored[queue] = stored.get(queue, 0) + (items[index].error is None)
+        items[index] = item = await _outcome(queue, id, future)
+        stored[queue] = stored.get(queue, 0) + (item.error is None)
     for queue, count in stored.items():
         if count:
             ask.services.audit.count(ask.principal, "enqueue", queue, count)
@@ -257,6 +267,14 @@ async def _gone(receive: Any) -> None:
         pass
 
 
+async def progress(ask: Ask[None, None]) -> Progress:
+    """Return how far a job says that it is, and what it has logged; both are empty for a job that says nothing."""
+    snapshot = await look_up(ask)
+    # Until the store keeps them.
+    said, log = getattr(snapshot, "progress", None), getattr(snapshot, "log", None)
+    return Progress(snapshot.queue, snapshot.id, snapshot.state, said, log)
+
+
 async def cancel(ask: Ask[None, CancelRequest]) -> Acted:
     """Cancel a job that has not ended; a running one is asked to stop."""
     return await _act(ask, cancellation(ask.body.reason, ask.services.app.dedupe_window))
@@ -325,5 +343,6 @@ ROUTES = (
     Operation("POST", f"{_JOB}/cancel", cancel, "operate", "Cancel a job", request=CancelRequest, response=Acted),
     Operation("POST", f"{_JOB}/retry", retry, "operate", "Retry a dead job", request=Nothing, response=Acted),
     Operation("POST", f"{_JOB}/delete", delete, "operate", "Delete a job", request=Nothing, response=Acted),
-    Operation("DELETE", _JOB, delete, "operate", "Delete a job", request=Nothing, response=Acted),
+    Operation("DELETE", _JOB, delete, "operate", "Delete a job", response=Acted),
+    Operation("GET", f"{_JOB}/progress", progress, "read", "Show a job's progress", response=Progress),
 )

@@ -62,21 +62,21 @@ class LoggedIn(msgspec.Struct, frozen=True):
 
 
 def local(path: str) -> str:
-    """Return a path if it leads to this server, else the front page.
+    r"""Return a path if it leads to this server, else the front page.
 
-    >>> local("/jobs?state=dead"), local("//evil.example"), local("https://evil.example"), local("/\\\\evil.example")
+    >>> local("/jobs?state=dead"), local("//evil.example"), local("https://evil.example"), local("/\\evil.example")
     ('/jobs?state=dead', '/', '/', '/')
     """
     good = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and path.isascii()
     return path if good else "/"
 
 
-def page(next: str, message: str = "", status: int = 200) -> Reply:
+def page(onward: str, message: str = "", status: int = 200) -> Reply:
     """Return the login page."""
     import html
 
     shown = f'<p role="alert">{html.escape(message)}</p>' if message else ""
-    text = PAGE.replace("{message}", shown).replace("{next}", html.escape(local(next)))
+    text = PAGE.replace("{message}", shown).replace("{next}", html.escape(local(onward)))
     return Reply(text.encode(), status, (), "text/html; charset=utf-8")
 
 
@@ -111,7 +111,7 @@ async def log_in(ask: Ask[None, bytes]) -> Reply:
             return page(onward, "This token is not valid.", 401)
         raise Refused(401, "this token is not valid")
     cookie = await services.sessions.open(principal)
-    await services.audit.note(principal, ask.client, "POST /login", "/login", 200)
+    await services.audit.note(principal, client=ask.client, action="POST /login", target="/login", status=200)
     headers = ((b"set-cookie", cookie),)
     if form:
         return Reply(b"", 303, (*headers, (b"location", local(onward).encode())), "text/plain")
@@ -153,7 +153,14 @@ async def _who(ask: Any, principal: Any) -> LoggedIn:
 
 ROUTES = (
     Operation(
-        "GET", "/login", show, None, "The login page", query=LoginQuery, produces="text/html; charset=utf-8", response=str
+        "GET",
+        "/login",
+        show,
+        None,
+        "The login page",
+        query=LoginQuery,
+        produces="text/html; charset=utf-8",
+        response=str,
     ),
     Operation("POST", "/login", log_in, None, "Log in", media="*/*", documented=False, mutates=False),
     Operation("POST", "/logout", log_out, None, "Log out", media="*/*", documented=False, mutates=False),

@@ -140,4 +140,6 @@ def routes(operations: Sequence[Operation]) -> list[Operation]:
         """Return this document."""
         return Reply(encoded)
 
-    return [Operation("GET", "/api/v1/openapi.json", show, "read", "The OpenAPI document", documented=False, queues=True)]
+    return [
+        Operation("GET", "/api/v1/openapi.json", show, "read", "The OpenAPI document", documented=False, queues=True)
+    ]

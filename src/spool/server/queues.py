@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -113,7 +113,7 @@ async def list_queues(ask: Ask[None, None]) -> Queues:
     return Queues(await describe(ask.services, await queue_names(ask.services, ask.principal.queues)))
 
 
-async def _known(ask: Ask[None, object]) -> str:
+async def _known(ask: Ask[Any, Any]) -> str:
     queue = ask.path["queue"]
     if queue not in await queue_names(ask.services):
         raise Refused(404, f"there is no queue {queue!r}")

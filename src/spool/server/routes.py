@@ -1,4 +1,4 @@
-"""How a route is declared. A module of routes has ``ROUTES``, a sequence of `Operation`, and is named in `spool.server.app`.
+"""How a route is declared. A module of routes has ``ROUTES``, a sequence of `Operation`; `spool.server.app` names it.
 
 ```python
 class Greeting(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class Ask(Generic[Q, B]):
 
     __slots__ = ("asgi", "body", "headers", "operation", "path", "principal", "query", "services")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made in one place, for every request
         self,
         services: Services,
         operation: Operation,
@@ -126,7 +126,8 @@ class Operation(msgspec.Struct, frozen=True):
 
     ``scope`` None is for anybody: health, the login page and its files, nothing else. ``query`` is a struct of the
     query's parameters, each of which may be a list; ``request`` one of the JSON body (``shown_request`` is documented
-    instead), ``response`` what comes back with ``status``. ``media`` is the type of the request's body where it is not JSON: then the handler gets bytes.
+    instead), ``response`` what comes back with ``status``. ``media`` is the type of the request's body where it is not
+    JSON: then the handler gets bytes.
     ``max_body`` overrides `Limits.body`. ``answers`` describes further statuses, for the documentation.
 
     ``mutates`` (default: every method but GET) is refused in read-only mode. ``audit``: "each" call is written into the

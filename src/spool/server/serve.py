@@ -102,7 +102,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._reading_head:
             self._unread += len(data)  # a header that never ends is not told to anybody
-            self._refused = self._refused or self._unread > self._limits.headers
+            self._refused = self._unread > self._limits.headers
         if self._refused and not self.transport.is_closing():
             self._answer(431, "the headers are too large")
 
@@ -251,7 +251,7 @@ class Serving:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 - raised again where it was started
+        except BaseException as error:
             self._failure = error
             if self._started.is_set():
                 logger.exception("the server failed")

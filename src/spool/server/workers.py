@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -102,7 +102,7 @@ class _Order(msgspec.Struct, frozen=True):
     by: str
 
 
-async def _one(ask: Ask[object, object]) -> Worker:
+async def _one(ask: Ask[Any, Any]) -> Worker:
     incarnation = ask.path["incarnation"]
     for each in await reported(ask.services.broker):
         if each.row.incarnation == incarnation and any(ask.sees(queue) for queue in each.row.queues):

@@ -103,7 +103,9 @@ def tier_of(seconds: float) -> Tier:
 
 
 class History:
-    """Reads courses, from any thread. What was read within the last ``fresh`` seconds is not read again.
+    """Reads courses, from any thread.
+
+    What was read within the last ``fresh`` seconds is not read again; in steps of a minute, six times as long.
 
     >>> from spool.broker import connect
     >>> History(connect("sqlite://:memory:")).course(300).step
@@ -127,7 +129,7 @@ class History:
         wanted = (tier.name, queue, task, round(seconds * 1000) // tier.step)
         with self._lock:
             at, course = self._read.get(wanted, (0.0, None))
-            if course is None or time.monotonic() - at > self._fresh:
+            if course is None or time.monotonic() - at > self._fresh * max(1, tier.step // 10_000):
                 course = self._look(tier, *wanted[1:])
                 recent = [(key, value) for key, value in self._read.items() if key != wanted][-31:]
                 self._read = {**dict(recent), wanted: (time.monotonic(), course)}

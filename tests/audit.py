@@ -8,7 +8,7 @@ import redis
 # From the header of _keys.lua: the keys with a TTL, and those which live as long as what they hold.
 EXPIRING = re.compile(r"tasks:\w+|ends:\d+|recent|metrics|waiters")
 BOUNDED = re.compile(
-    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|unroutable|run:.+|leases|told|inc:.+|retiring|gone|cancel|meta|totals|ends|wake(:1)?"
+    r"jobs|tally|ready(:1)?|suspect|scheduled|dead|parked|parked:.+|unroutable|run:.+|leases|told|inc:.+|retiring|gone|cancel|noted|note:.+|meta|totals|ends|wake(:1)?"
 )
 SHARED = re.compile(r"layout|queues|docx?:.+")
 
@@ -31,6 +31,7 @@ def audit(client: redis.Redis) -> None:
         queues.add(prefix)
     for prefix in queues:
         _audit_queue(client, prefix, set(keys))
+        _audit_notes(client, prefix, {key: ttl for key, ttl in keys.items() if ttl != -2})
 
 
 def _audit_queue(client: redis.Redis, prefix: str, keys: set[str]) -> None:
@@ -61,3 +62,11 @@ def _audit_queue(client: redis.Redis, prefix: str, keys: set[str]) -> None:
     assert set(names("run:")) <= leases | retiring, "jobs are held by nobody"
     assert retiring <= gone, "a retiring incarnation has no tombstone"
     assert not leases & gone, "a retired incarnation has a lease"
+
+
+def _audit_notes(client: redis.Redis, prefix: str, keys: dict[str, int]) -> None:
+    start = f"{prefix}note:"
+    kept = {key.removeprefix(start) for key, ttl in keys.items() if key.startswith(start) and ttl == -1}
+    noted = {each.decode() for each in client.smembers(f"{prefix}noted")}
+    assert noted <= {each.decode() for each in client.hkeys(f"{prefix}jobs")}, "the set of noted jobs outlived one"
+    assert kept == noted, f"notes that never expire, or are missing: {kept ^ noted}"

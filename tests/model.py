@@ -34,9 +34,12 @@ from spool.broker import (
     Found,
     Get,
     Heartbeat,
+    JobNote,
     Load,
     Loaded,
     NewJob,
+    Note,
+    Noted,
     Orders,
     Pause,
     QueueStats,
@@ -223,9 +226,9 @@ class ModelBroker:
         queue = self.queue(verb.queue)
         entry = queue.entries.get(verb.id)
         if entry is not None:
-            return None if entry.dangling else entry.snapshot(queue)
+            return None if entry.dangling else entry.notes.on(entry.snapshot(queue))
         remembered = self._remembered(queue, verb.id)
-        return remembered.snapshot(queue) if remembered else None
+        return remembered.notes.on(remembered.snapshot(queue)) if remembered else None
 
     def _find(self, verb: Find) -> Found:
         queue = self.queue(verb.queue)
@@ -298,7 +301,7 @@ class ModelBroker:
         del queue.entries[entry.id]
         queue.totals[state] += 1
         order = queue.totals["done"] + queue.totals["cancelled"]
-        queue.endings[entry.id] = Remembered(entry.id, state, ending, self.now + ttl, order)
+        queue.endings[entry.id] = Remembered(entry.id, state, ending, self.now + ttl, order, entry.notes)
 
     def _replay(self, queue: Queue, id: str) -> bool:
         entry = queue.entries.get(id)
@@ -460,9 +463,25 @@ class ModelBroker:
         me.settle_seq, me.settled = verb.seq, Settled(self.now, len(verb.settlements) - len(refused), refused)
         return me.settled
 
-    def _settle_one(self, queue: Queue, incarnation: str, each: Settlement) -> bool:
+    def _note(self, verb: Note) -> Noted:
+        queue = self.queue(verb.queue)
+        refused = []
+        for each in verb.notes:
+            entry = self._held(queue, verb.incarnation, each)
+            if entry is None or verb.incarnation not in queue.alive:
+                refused.append(each.id)
+            else:
+                entry.notes.take(verb.incarnation, each)
+        return Noted(self.now, refused)
+
+    def _held(self, queue: Queue, incarnation: str, each: Settlement | JobNote) -> Entry | None:
         entry = queue.entries.get(each.id)
-        if entry is None or (entry.state, entry.incarnation, entry.fence) != (State.RUNNING, incarnation, each.fence):
+        mine = entry and (entry.state, entry.incarnation, entry.fence) == (State.RUNNING, incarnation, each.fence)
+        return entry if mine else None
+
+    def _settle_one(self, queue: Queue, incarnation: str, each: Settlement) -> bool:
+        entry = self._held(queue, incarnation, each)
+        if entry is None:
             return False
         match each:
             case Done():

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from spool.broker import Cancel, Document, Load, Loaded, Retire, Settled, Store, Stored
+import msgspec
+
+from spool.broker import Cancel, Document, JobNote, Load, Loaded, Retire, Settled, Store, Stored
 from spool.errors import StoreCorrupt, VersionConflict
 from spool.job import VERSION, Snapshot, State, read_record, read_tally
 
@@ -28,6 +30,41 @@ class Clock:
     def advance(self, ms: int) -> None:
         self.wall += ms
         self.boot += ms
+
+
+@dataclass
+class Notes:
+    """What a job noted."""
+
+    whose: tuple[str, int] = ("", 0)
+    """Incarnation and fence of the attempt that noted last; and how many lines it wrote, and its last step."""
+    seen: int = 0
+    step: int = 0
+    lines: list[bytes] = field(default_factory=list)
+    dropped: int = 0
+    progress: bytes = b""
+
+    def take(self, incarnation: str, note: JobNote) -> None:
+        if self.whose != (incarnation, note.fence):
+            self.whose, self.seen, self.step = (incarnation, note.fence), 0, 0
+        for number, line in enumerate(note.lines, note.first):
+            if number >= self.seen:
+                self.lines.append(line)
+                self.dropped += number - self.seen
+                self.seen = number + 1
+        if note.first > self.seen:
+            self.dropped += note.first - self.seen
+            self.seen = note.first
+        while len(self.lines) > 200 or sum(map(len, self.lines)) > 65536:
+            del self.lines[0]
+            self.dropped += 1
+        if note.progress and note.step > self.step:
+            self.step, self.progress = note.step, note.progress
+
+    def on(self, snapshot: Snapshot) -> Snapshot:
+        return msgspec.structs.replace(
+            snapshot, progress=self.progress, log=tuple(self.lines), log_dropped=self.dropped
+        )
 
 
 @dataclass
@@ -53,6 +90,7 @@ class Entry:
     finished: int | None = None
     dangling: bool = False
     cancel: Cancel | None = None
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def turn(self) -> tuple[int, int]:
@@ -100,6 +138,7 @@ class Remembered:
     ending: bytes
     until: int
     order: int
+    notes: Notes
 
     def snapshot(self, queue: "Queue") -> Snapshot:
         return Snapshot(queue.name, self.id, self.state, ending=self.ending)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import pytest
 
 from spool import Backoff, Spool, __version__
-from spool.broker import Beat, Broker, Claim, Died, Heartbeat, Settle, Stats, connect
+from spool.broker import Beat, Broker, Claim, Died, Heartbeat, JobNote, Note, Settle, Stats, connect
 from spool.catalogue import publish
 from spool.cli import main
 from spool.cli.output import printable
 from spool.errors import BrokerUnavailable
-from spool.job import PRIORITIES, Attempt, State, Tally, new_id
+from spool.job import PRIORITIES, Attempt, LogLine, Progress, State, Tally, encode_line, encode_progress, new_id
 from tests.eventually import eventually
 from tests.faulty import FaultyBroker
 from tests.tallies import write_tally
@@ -190,6 +190,28 @@ def test_a_missing_sqlite_file_is_not_created(run, tmp_path):
 
 
 # Jobs
+
+
+def test_jobs_show_has_progress_and_log_lines(run, app, broker):
+    job = app.tasks["send"].enqueue("a@b.c")
+    broker.call(Beat("mail", [Heartbeat("w", tasks=("send",))]))
+    broker.call(Claim("mail", "w", 1, (1, 0)))
+    lines = [
+        LogLine(1_700_000_000_000, 1, "INFO", "shop", "first \x1b[31m\u202e"),
+        LogLine(1_700_000_001_000, 1, "ERROR", "shop", "Traceback\n2026-01-01 00:00:00 1 INFO    shop: forged"),
+    ]
+    progress = encode_progress(Progress(1500, 3000, "half\x1b[2J", 1_700_000_002_000, 1))
+    broker.call(Note("mail", "w", [JobNote(job.id, 1, 7, [encode_line(each) for each in lines], 1, progress)]))
+    shown = run("jobs", "show", job)
+    assert "1,500 of 3,000 (50%): half\\x1b[2J, attempt 1" in shown.out
+    assert "after 7 earlier ones" in shown.out
+    assert "1 INFO    shop: first \\x1b[31m\\u202e" in shown.out
+    assert "\x1b" not in shown.out
+    assert next(line for line in shown.out.splitlines() if "forged" in line).startswith("    2026")
+    as_json = run("jobs", "show", job, "--json").json
+    assert (as_json["progress"]["done"], as_json["progress"]["message"]) == (1500, "half\x1b[2J")
+    assert [line["message"] for line in as_json["log"]] == [line.message for line in lines]
+    assert app.job(job.id).log == lines
 
 
 async def announce(app: Spool, url: str) -> None:

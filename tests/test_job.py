@@ -13,13 +13,17 @@ from spool.job import (
     VERSION,
     Attempt,
     Ending,
+    LogLine,
     Options,
+    Progress,
     Record,
     Snapshot,
     State,
     Tally,
     check_name,
     encode_ending,
+    encode_line,
+    encode_progress,
     encode_record,
     extend_tally,
     new_id,
@@ -221,3 +225,18 @@ class TestView:
         assert job.arguments is None
         assert job.task == "send"
         assert "the arguments cannot be decoded" in job.error
+
+
+def test_what_jobs_say_comes_back_as_it_was():
+    line, progress = LogLine(5, 1, "INFO", "shop", "x"), Progress(1, 2.5, "half", 7, 3)
+    stored = {"progress": encode_progress(progress), "log": (encode_line(line),), "log_dropped": 4}
+    job = view(Snapshot("q", "a", State.DEAD, **stored))
+    assert (job.progress, job.log, job.log_dropped) == (progress, [line], 4)
+
+
+def test_what_cannot_be_read_of_it_is_left_out_and_counted():
+    newer = msgspec.msgpack.encode([2, 5, 1, "INFO", "shop", "x", "more"])
+    longer = msgspec.msgpack.encode([1, 5, 1, "INFO", "shop", "x", "more"])
+    job = view(Snapshot("q", "a", State.DEAD, progress=b"\xc1", log=(b"\xc1", newer, longer, b""), log_dropped=4))
+    assert (job.progress, [line.message for line in job.log], job.log_dropped) == (None, ["x"], 7)
+    assert view(Snapshot("q", "a", State.DEAD, progress=msgspec.msgpack.encode([2, 1, 2, "", 3, 4]))).progress is None

@@ -38,7 +38,9 @@ from spool.broker import (
     Find,
     Get,
     Heartbeat,
+    JobNote,
     Load,
+    Note,
     Orders,
     Pause,
     QueueStats,
@@ -307,7 +309,29 @@ class Twins(RuleBasedStateMachine):
             case _:
                 return Died(id, fence, text)
 
-    @rule(kind=st.sampled_from([Enqueue, Claim, Claim, Settle]), older=st.booleans())
+    @rule(data=st.data())
+    def note(self, data: st.DataObject) -> None:
+        """Say something of jobs that run, or did."""
+        running = self.running()
+        name = data.draw(st.sampled_from(sorted({each.incarnation or "" for each in running}) or ["w0-0"]))
+        mine = [each.id for each in running if each.incarnation == name]
+        chosen = data.draw(st.lists(st.sampled_from(mine or self.ids()), min_size=1, max_size=3))
+        notes = [
+            JobNote(
+                id,
+                self.fence(id) + data.draw(st.sampled_from([0, 0, 0, 0, 1])),
+                data.draw(st.sampled_from([0, 0, 1, 2, 150])),
+                [b"x" * data.draw(st.sampled_from([1, 2, 40_000]))] * data.draw(st.sampled_from([0, 1, 2, 150])),
+                data.draw(st.integers(0, 3)),
+                data.draw(st.sampled_from([b"", b"some", b"more"])),
+            )
+            for id in chosen
+        ]
+        self.both(Note(self.queue, name, notes))
+        for id in chosen:
+            self.both(Get(self.queue, id))
+
+    @rule(kind=st.sampled_from([Enqueue, Claim, Claim, Settle, Note]), older=st.booleans())
     def again(self, kind: type, *, older: bool) -> None:
         """A reply was lost, or a command comes late."""
         match self.last.get(kind):
@@ -316,6 +340,8 @@ class Twins(RuleBasedStateMachine):
             case Claim() as verb:
                 self.both(msgspec.structs.replace(verb, seq=max(1, verb.seq - older)), next_at=False)
                 self.last[Claim] = verb
+            case Note() as verb:
+                self.both(verb)
             case Settle() as verb:
                 self.both(msgspec.structs.replace(verb, seq=max(1, verb.seq - older)))
                 self.last[Settle] = verb

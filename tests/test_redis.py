@@ -26,8 +26,10 @@ from spool.broker import (
     Find,
     Get,
     Heartbeat,
+    JobNote,
     Load,
     NewJob,
+    Note,
     Pause,
     Released,
     Replay,
@@ -218,6 +220,8 @@ class TestFullMemory:
             start_worker(broker)
             claimed = broker.call(Claim("q", "w", 2, (3, 0)))
             assert [id_ for id_, _ in claimed.jobs] == [job.id for job in jobs[2:5]]
+            notes = [JobNote(job.id, 1, lines=[b"x" * 1000] * 100) for job in jobs[:2]]
+            assert broker.call(Note("q", "w", notes)).refused == []
             tally = write_tally(Tally(attempts=1), [Attempt(1, "died", 1, 2, "w", "E")])
             ends = [done(jobs[0].id, 1), Died(jobs[1].id, 1, tally), Retried(jobs[2].id, 2, tally, 10)]
             assert broker.call(Settle("q", "w", 1, ends, b"metrics")).accepted == 3
@@ -226,6 +230,7 @@ class TestFullMemory:
             assert (sum(stats.ready), stats.scheduled, stats.running, stats.dead) == (3, 1, 0, 1)
             assert stats.totals["done"] == 1
             assert stats.totals["enqueued"] == 6
+            assert {len(broker.call(Get("q", job.id)).log) for job in jobs[:2]} == {65}
             broker.close()
 
     async def test_a_process_that_starts_meanwhile_makes_room(self):
@@ -568,6 +573,8 @@ class TestKeys:
         broker.call(Enqueue("q", [keyed], resend=True))
         ids = [id_ for id_, _ in broker.call(Claim("q", "w", 1, (10, 1))).jobs]
         broker.call(Claim("q", "w", 1, (10, 1)))
+        for first in range(0, 300, 150):
+            broker.call(Note("q", "w", [JobNote(id_, 1, first, [b"x" * 400] * 150, 1, b"p") for id_ in ids[:5]]))
         tally = write_tally(Tally(attempts=1), [Attempt(1, "died", 1, 2, "w", "E")])
         ends = [done(ids[0], 1), Died(ids[1], 1, tally), Retried(ids[2], 1, tally, 0), Released(ids[3], 1, tally)]
         broker.call(Settle("q", "w", 1, ends, b"m"))
@@ -612,7 +619,7 @@ class TestKeys:
                     touched.add(key.partition("}:")[2].split(":")[0])
         assert touched >= {"jobs", "ready", "scheduled", "dead", "parked", "run", "leases", "retiring", "gone", "wake"}
         assert touched >= {"tally", "cancel", "meta", "totals", "ends", "recent", "metrics", "tasks", "inc", "doc"}
-        assert "unroutable" in touched
+        assert touched >= {"unroutable", "noted", "note"}
 
     async def test_the_server_is_stirred_when_a_short_wait_is_to_end(self, broker, client):
         async def pings() -> int:
@@ -662,6 +669,34 @@ class TestKeys:
         broker.call(Retire("q", "w"))
         left = {key.decode().partition("}:")[2] for key in client.keys("spool:*") if client.ttl(key) == -1}
         assert left == {"meta", "totals", "gone", "ends", "wake", "layout", "queues"}
+
+    def test_what_a_job_noted_goes_with_its_ending(self, broker, client):
+        start_worker(broker)
+        jobs = [new_job() for _ in range(3)]
+        broker.call(Enqueue("q", jobs))
+        broker.call(Claim("q", "w", 1, (3, 0)))
+        broker.call(Note("q", "w", [JobNote(job.id, 1, lines=[b"x"]) for job in jobs]))
+        ends = [done(jobs[0].id, 1), msgspec.structs.replace(done(jobs[1].id, 1), ttl=0), Died(jobs[2].id, 1, "")]
+        broker.call(Settle("q", "w", 1, ends))
+        left = {name: client.pttl(f"spool:{{q}}:note:{job.id}") for name, job in zip("abc", jobs, strict=True)}
+        assert left["b"] == -2
+        assert left["c"] == -1
+        assert client.pttl(client.keys("spool:{q}:ends:*")[0]) - 5000 - 1000 < left["a"] <= 4_600_000
+        assert client.smembers("spool:{q}:noted") == {jobs[2].id.encode()}
+        broker.call(Act("q", Delete(), [jobs[0].id, jobs[2].id]))
+        assert client.keys("spool:{q}:note*") == []
+
+    def test_what_a_pruned_job_noted_is_gone(self, broker, client):
+        start_worker(broker)
+        jobs = [new_job() for _ in range(2)]
+        broker.call(Enqueue("q", jobs))
+        broker.call(Claim("q", "w", 1, (2, 0)))
+        broker.call(Note("q", "w", [JobNote(job.id, 1, lines=[b"x"]) for job in jobs]))
+        broker.call(Settle("q", "w", 1, [Died(jobs[0].id, 1, "")]))
+        client.zadd("spool:{q}:dead", {jobs[0].id: 1})  # died long ago
+        broker.call(Settle("q", "w", 2, [Died(jobs[1].id, 1, "")]))
+        assert client.smembers("spool:{q}:noted") == {jobs[1].id.encode()}
+        assert client.keys("spool:{q}:note:*") == [f"spool:{{q}}:note:{jobs[1].id}".encode()]
 
     def test_the_index_of_endings_is_bounded(self, broker, client):
         start_worker(broker)

@@ -23,6 +23,7 @@ from spool.broker import (
     Blob,
     Cancel,
     Claim,
+    Delete,
     Enqueue,
     Get,
     Heartbeat,
@@ -99,10 +100,16 @@ def audit(path) -> None:
             counted[2] = sum(state["parked"].values())
             found = dict(db.execute("SELECT state, count(*) FROM job WHERE queue = ? GROUP BY state", (id,)).fetchall())
             assert +counted == found
+            live = "SELECT count(*) FROM note WHERE queue = ? AND expires IS NULL"
+            assert db.execute(live, (id,)).fetchone()[0] == state["noted"]
         assert (
             db.execute("SELECT count(*) FROM job LEFT JOIN record ON key = record WHERE key IS NULL").fetchone()[0] == 0
         )
         assert db.execute("SELECT count(*) FROM record WHERE key NOT IN (SELECT record FROM job)").fetchone()[0] == 0
+        strays = "SELECT count(*) FROM note LEFT JOIN job USING (queue, id) WHERE expires IS NULL AND job.id IS NULL"
+        assert db.execute(strays).fetchone()[0] == 0
+        lines = "SELECT count(*) FROM line LEFT JOIN note USING (queue, id) WHERE number NOT BETWEEN low AND high - 1"
+        assert db.execute(f"{lines} OR note.id IS NULL").fetchone()[0] == 0
         holders = "SELECT count(*) FROM job WHERE state = ? AND holder NOT IN (SELECT key FROM incarnation)"
         assert db.execute(holders, (RUNNING,)).fetchone()[0] == 0
 
@@ -209,6 +216,41 @@ def test_a_newer_layout(path, broker):
         db.execute("PRAGMA user_version = 2")
     with contextlib.closing(SqliteBroker(broker.url)) as again:
         assert "layout 2" in refused(again, path, errors.StoreCorrupt)
+
+
+def test_a_file_of_the_first_releases_gets_what_it_lacks(path, broker, q):
+    broker.call(Enqueue("q", jobs(1)))
+    broker.close()
+    with raw(path) as db:
+        db.executescript("DROP TABLE note; DROP TABLE line")
+        assert "noted" in db.execute("SELECT state FROM queue").fetchone()[0]
+        db.execute("UPDATE queue SET state = json_remove(state, '$.noted')")
+    with contextlib.closing(SqliteBroker(broker.url)) as again:
+        later = Driver(again, q.clock)
+        later.beat("w")
+        (id,) = later.take("w")
+        assert later.note("w", later.says(id, b"x")) == []
+        assert later.log(id) == (b"x",)
+    audit(path)
+
+
+def test_what_jobs_noted_goes_with_them(path, broker, q):
+    """Each way out, with notes, and then the endings' own time."""
+    q.worker("w", "a", "b", "c", "d", "e", "f")
+    q.note("w", *(q.says(id, b"x" * 1000, b"y") for id in "abcdef"))
+    q.settle("w", q.done("a", ttl=50), q.cancelled("b", ttl=0), q.died("c"))
+    q.settle("w", q.retried("d", delay=1000), q.released("e"))
+    audit(path)
+    q.act(Cancel(), "d")
+    q.act(Delete(), "c", "e")
+    audit(path)
+    q.clock.advance(100)
+    q.beat("w")
+    broker.close()
+    audit(path)
+    with raw(path) as db:
+        assert db.execute("SELECT id FROM note ORDER BY id").fetchall() == [("d",), ("f",)]
+        assert db.execute("SELECT count(*) FROM line").fetchone()[0] == 4
 
 
 def test_a_damaged_file(path, broker):

@@ -38,7 +38,7 @@ from spool.errors import (
     VersionConflict,
 )
 from spool.grouping import ErrorGroup, ErrorGroups
-from spool.job import Job, State
+from spool.job import Job, LogLine, Progress, State
 from spool.retry import Backoff
 from spool.selection import Selection
 from spool.task import Call, Handle, Task
@@ -70,10 +70,12 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "LeaseLost",
+    "LogLine",
     "NotDurable",
     "PayloadError",
     "PayloadTooLarge",
     "ProfileError",
+    "Progress",
     "Release",
     "ResultError",
     "ResultTimeout",

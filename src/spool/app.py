@@ -84,7 +84,8 @@ class Spool:
     ``sqlite:///spool.db``. No connection is made before the first use. ``max_payload`` limits the arguments, and the
     result, of one job, in bytes (default 1 MiB). For ``dedupe_window`` seconds (default 1 h) at least, a job that ended
     is remembered, so that its id stays taken. An enqueue to a store that cannot be reached is tried again for up to
-    ``enqueue_timeout`` seconds (default 5).
+    ``enqueue_timeout`` seconds (default 5). ``record_logs`` keeps the log lines of jobs whose task does not say
+    otherwise.
 
     An app may be used from several threads and event loops, and after a fork. Methods with the prefix ``a`` are for
     event loops; the others block, and raise `SyncInLoop` inside one.
@@ -105,6 +106,7 @@ class Spool:
         max_payload: int = MAX_PAYLOAD,
         dedupe_window: float = 3600.0,
         enqueue_timeout: float = 5.0,
+        record_logs: bool = False,
     ) -> None:
         check_count("max_payload", max_payload, least=1)
         self._url = url
@@ -114,6 +116,7 @@ class Spool:
         self.max_payload = max_payload
         self.dedupe_window = seconds("dedupe_window", dedupe_window)
         self.enqueue_timeout = seconds("enqueue_timeout", enqueue_timeout)
+        self.record_logs = record_logs
         self.lifespans: list[Callable[[Spool], AbstractAsyncContextManager[Any]]] = []
         self.middlewares: list[Middleware] = []
 
@@ -151,6 +154,7 @@ class Spool:
         on_disconnect: OnDisconnect = "stop",
         process: bool = False,
         redact: Sequence[str] = (),
+        record_logs: bool | None = None,
     ) -> TaskDecorator: ...
 
     def task(
@@ -171,6 +175,7 @@ class Spool:
         on_disconnect: OnDisconnect = "stop",
         process: bool = False,
         redact: Sequence[str] = (),
+        record_logs: bool | None = None,
     ) -> Any:
         """Declare a function as a task; with or without settings.
 
@@ -182,7 +187,8 @@ class Spool:
         attempts that took their process down. ``on_disconnect`` says what becomes of a job that runs when its worker
         has not reached the store for 0.8 of its lease: "stop" ends it, before the store gives it to another worker;
         "continue" lets it run on, and its outcome counts if the store has not done so by then. ``redact`` names
-        parameters whose values the command line and the server never show.
+        parameters whose values the command line and the server never show. ``record_logs`` keeps the last lines that a
+        job logs (level INFO and above; 200, 64 KiB) with it, False never, None as app and worker say.
 
         Raises `TaskExists` for a name taken twice and `ConfigError` for a setting that cannot be used.
         """
@@ -195,7 +201,7 @@ class Spool:
             kept = seconds("result_ttl", result_ttl)
             hidden = checked_redact(redact, fn)
             settings = TaskSettings(
-                named, kind, queue, priority, policy, limit, kept, max_crashes, on_disconnect, hidden
+                named, kind, queue, priority, policy, limit, kept, max_crashes, on_disconnect, hidden, record_logs
             )
             return self._declare(Task(fn, settings, self))
 

@@ -21,6 +21,7 @@ import enum
 import os
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -230,11 +231,36 @@ def _without_traceback(line: str) -> str:
     return _encode_json(fields).decode()
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far an attempt said that it is: ``done`` of ``total`` (None: it did not say), in units of its own.
+
+    ``at`` is when it said so, in milliseconds since the epoch.
+    """
+
+    done: int | float
+    total: int | float | None = None
+    message: str = ""
+    at: int = 0
+    attempt: int = 0
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One line that a job logged, ``at`` which time (ms since the epoch), in the ``attempt`` of that number."""
+
+    at: int
+    attempt: int
+    level: str
+    logger: str
+    message: str
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """A job as the store holds it, undecoded. Which fields are set depends on the state.
 
     ``record`` is None once a job is done or cancelled, ``ending`` is None until then. ``due`` is set when scheduled,
-    ``incarnation`` and ``started`` when running, ``finished`` when dead.
+    ``incarnation`` and ``started`` when running, ``finished`` when dead. ``progress`` and ``log`` are what the job's
+    attempts noted (`spool.broker.Note`), and ``log_dropped`` counts the earlier lines that are not kept; only `Get`
+    fills them.
     """
 
     queue: str
@@ -247,12 +273,17 @@ class Snapshot(msgspec.Struct, frozen=True):
     incarnation: str | None = None
     started: int | None = None
     finished: int | None = None
+    progress: bytes = b""
+    log: tuple[bytes, ...] = ()
+    log_dropped: int = 0
 
 
 class Job(msgspec.Struct, frozen=True):
     """A job as people see it: decoded, of whatever state. Times are milliseconds since the epoch.
 
     ``arguments`` and ``result`` are plain values (dicts, lists, numbers, text), None where they are no longer kept.
+    ``progress`` is what the attempt that runs, or ran last, said of itself. ``log`` holds the last lines of all
+    attempts, and ``log_dropped`` counts those before; both are empty in lists of jobs.
     """
 
     queue: str
@@ -275,11 +306,35 @@ class Job(msgspec.Struct, frozen=True):
     error: str
     traceback: str
     worker: str
+    progress: Progress | None = None
+    log: list[LogLine] = []
+    log_dropped: int = 0
 
     def __str__(self) -> str:
         return f"{self.queue}/{self.id}"
 
 
+class _StoredProgress(msgspec.Struct, array_like=True, frozen=True):
+    version: int
+    done: int | float
+    total: int | float | None
+    message: str
+    at: int
+    attempt: int
+
+
+class _StoredLine(msgspec.Struct, array_like=True, frozen=True):
+    version: int
+    at: int
+    attempt: int
+    level: str
+    logger: str
+    message: str
+
+
+_encode_note = msgspec.msgpack.Encoder().encode
+_decode_progress = msgspec.msgpack.Decoder(_StoredProgress).decode
+_decode_line = msgspec.msgpack.Decoder(_StoredLine).decode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 _decode_ending = msgspec.msgpack.Decoder(Ending).decode
 encode_record = msgspec.msgpack.Encoder().encode
@@ -315,6 +370,46 @@ def _plain(raw: msgspec.Raw) -> Any:
         return None
 
 
+def encode_progress(progress: Progress) -> bytes:
+    """Return a report of progress as it is stored: msgpack, array-like."""
+    return _encode_note(_StoredProgress(VERSION, *msgspec.structs.astuple(progress)))
+
+
+def encode_line(line: LogLine) -> bytes:
+    """Return a log line as it is stored: msgpack, array-like."""
+    return _encode_note(_StoredLine(VERSION, *msgspec.structs.astuple(line)))
+
+
+def read_progress(body: bytes) -> Progress | None:
+    """Decode a report of progress; None for none, and for one that is damaged or of a newer layout."""
+    try:
+        stored = _decode_progress(body)
+    except _UNREADABLE:
+        return None
+    return Progress(*msgspec.structs.astuple(stored)[1:]) if stored.version <= VERSION else None
+
+
+def read_lines(bodies: Sequence[bytes]) -> list[LogLine]:
+    """Decode log lines; those that are damaged or of a newer layout are left out."""
+    lines: list[LogLine] = []
+    for body in bodies:
+        try:
+            stored = _decode_line(body)
+        except _UNREADABLE:
+            continue
+        if stored.version <= VERSION:
+            lines.append(LogLine(*msgspec.structs.astuple(stored)[1:]))
+    return lines
+
+
+def _notes(snapshot: Snapshot, attempt: int) -> tuple[Progress | None, list[LogLine], int]:
+    """Return progress, log and how many lines are missing; progress only of the attempt that runs, if one does."""
+    progress, lines = read_progress(snapshot.progress), read_lines(snapshot.log)
+    if progress is not None and snapshot.state is State.RUNNING and progress.attempt != attempt:
+        progress = None
+    return progress, lines, snapshot.log_dropped + len(snapshot.log) - len(lines)
+
+
 def view(snapshot: Snapshot) -> Job:
     """Return the view of a snapshot. Never raises for damaged data: what cannot be read is shown as an error text."""
     record = ending = None
@@ -335,6 +430,7 @@ def view(snapshot: Snapshot) -> Job:
         except (*_UNREADABLE, ValueError, TypeError) as error:
             damage = damage or f"the arguments cannot be decoded: {error}"
     priority = record.priority if record else ending.priority if ending else 2
+    progress, log, dropped = _notes(snapshot, tally.attempts + 1)
     return Job(
         queue=snapshot.queue,
         id=snapshot.id,
@@ -356,4 +452,7 @@ def view(snapshot: Snapshot) -> Job:
         error=damage or (ending.reason if ending else f"{last.error_type}: {last.message}" if last and failed else ""),
         traceback=last.traceback if last and failed else "",
         worker=ending.worker if ending else snapshot.incarnation or (last.worker if last else ""),
+        progress=progress,
+        log=log,
+        log_dropped=dropped,
     )

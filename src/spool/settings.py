@@ -42,6 +42,7 @@ class TaskSettings(msgspec.Struct, frozen=True):
     max_crashes: int = 3
     on_disconnect: OnDisconnect = "stop"
     redact: tuple[str, ...] = ()
+    record_logs: bool | None = None
 
     def __post_init__(self) -> None:
         check_name("task", self.name)
@@ -53,6 +54,7 @@ class TaskSettings(msgspec.Struct, frozen=True):
             attempt_timeout(self.timeout)
         seconds("result_ttl", self.result_ttl)
         check_on_disconnect(self.on_disconnect)
+        check_record_logs(self.record_logs)
 
 
 def check_priority(priority: object) -> int:
@@ -89,6 +91,12 @@ def check_on_disconnect(value: object) -> str:
     if not isinstance(value, str) or value not in ("stop", "continue"):
         raise ConfigError(f"on_disconnect must be 'stop' or 'continue', not {value!r}")
     return value
+
+
+def check_record_logs(value: object) -> None:
+    """Raise `ConfigError` unless it is True, False or None."""
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f"record_logs must be True, False or None, not {value!r}")
 
 
 def checked_redact(redact: object, fn: Callable[..., Any]) -> tuple[str, ...]:

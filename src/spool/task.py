@@ -20,6 +20,7 @@ from spool.job import (
     Job,
     Options,
     Priority,
+    Progress,
     Record,
     Snapshot,
     State,
@@ -354,6 +355,15 @@ class Handle(Generic[R_co]):
     async def ajob(self) -> Job:
         """As `job`, in the running event loop."""
         return view(self._found(await self._client.broker.acall(Get(self.queue, self.id))))
+
+    def progress(self) -> Progress | None:
+        """Return how far the job says that it is (`JobContext.progress`); None if it does not. Raises `JobNotFound`."""
+        self._client.check_sync("progress", "aprogress")
+        return self.job().progress
+
+    async def aprogress(self) -> Progress | None:
+        """As `progress`, in the running event loop."""
+        return (await self.ajob()).progress
 
     def cancel(self, reason: str = "") -> bool:
         """Cancel the job if it has not ended; True if that changed anything. A running job is asked to stop."""

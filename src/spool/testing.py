@@ -55,6 +55,7 @@ from spool.broker import (
     Heartbeat,
     Load,
     NewJob,
+    Note,
     Retire,
     Retried,
     Settle,
@@ -66,6 +67,7 @@ from spool.errors import ConfigError, ResultTimeout
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
+from spool.executor.recording import note_of, recording
 from spool.job import LANES, PRIORITIES, Priority, Snapshot, new_id, read_record
 from spool.settings import seconds
 
@@ -360,6 +362,8 @@ class _Driver:
 
     async def _settle(self, line: _Line) -> bool:
         batch, line.finished = line.finished, []
+        if said := [note_of(run, run.journal.unsent()) for run in batch if run.journal is not None]:
+            await self._broker.acall(Note(line.name, self._me, said))
         settlements = [run.settlement for run in batch if run.settlement is not None]
         if self._at_once:
             settlements = [replace(each, delay=0) if isinstance(each, Retried) else each for each in settlements]
@@ -392,6 +396,7 @@ async def _driver(app: Spool, broker: Broker, *, lifespans: bool, at_once: bool 
     async with AsyncExitStack() as stack:
         executor = Executor(app, "testing", threads=CONCURRENCY, processes=cast("Processes", _InThreads()))
         stack.callback(executor.close)
+        stack.enter_context(recording(wanted=executor.records))
         for lifespan in app.lifespans if lifespans else ():
             await stack.enter_async_context(lifespan(app))
         driver = _Driver(app, broker, executor, at_once=at_once)

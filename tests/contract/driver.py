@@ -23,7 +23,9 @@ from spool.broker import (
     Find,
     Get,
     Heartbeat,
+    JobNote,
     NewJob,
+    Note,
     Orders,
     QueueStats,
     Released,
@@ -157,6 +159,18 @@ class Driver:
 
     def died(self, id: str, *, text: str = "") -> Died:
         return Died(id, self._fences[id], text or tally(failures=1, outcome="died"))
+
+    def note(self, incarnation: str, *notes: JobNote) -> list[str]:
+        """Note what jobs say; returns the ids refused."""
+        return self.call(Note(self.queue, incarnation, notes)).refused
+
+    def says(self, id: str, *lines: bytes, first: int = 0, step: int = 0, progress: bytes = b"") -> JobNote:
+        return JobNote(id, self._fences[id], first, lines, step, progress)
+
+    def log(self, id: str) -> tuple[bytes, ...]:
+        found = self.get(id)
+        assert found is not None
+        return found.log
 
     def retire(
         self, incarnation: str, reason: Any = "stopped", detail: str = "", blamed: tuple[str, ...] | None = None

@@ -18,6 +18,7 @@ from spool.broker import (
     Get,
     Heartbeat,
     Load,
+    Note,
     Pause,
     Replay,
     Resume,
@@ -47,6 +48,7 @@ def setting(q):
     q.worker("w", "d1", "e1", job("p", "unknown"))
     q.settle("w", q.died("d1"), q.done("e1"), metrics=b"first")
     q.worker("w", "a", "b", "c", "d", "e")
+    q.note("w", q.says("a", b"1", b"2", step=1, progress=b"old"))
     q.enqueue("r", job("l", delay=60_000))
     q.call(Store("doc", "k", b"1"))
 
@@ -73,6 +75,9 @@ VERBS = {
     "claim": lambda q: Claim(q.queue, "w", 100, (5, 5)),
     "trial": lambda q: Claim(q.queue, "w", 100, trial=True),
     "settle": settle_all,
+    "note": lambda q: Note(
+        q.queue, "w", [q.says("a", b"2", b"3", first=1, step=2, progress=b"new"), q.says("b", b"x")]
+    ),
     "retire stopped": lambda q: Retire(q.queue, "w", "stopped"),
     "retire crashed": lambda q: Retire(q.queue, "w", "crashed", "signal 9"),
     "retire lost": lambda q: Retire(q.queue, "w", "lost"),
@@ -93,13 +98,20 @@ SAME_REPLY = {
     "claim",
     "trial",
     "settle",
+    "note",
     "load",
 }
 
 
 def everything(q) -> dict[str, Any]:
     documents = [(each.key, each.body) for each in q.call(Load("doc")).documents]
-    return q.dump() | {"documents": documents, "blobs": q.call(Watch(q.queue)).blobs, "orders": q.beat("w")}
+    notes = {id: (found.progress, found.log, found.log_dropped) for id in "abcde" if (found := q.get(id))}
+    return q.dump() | {
+        "notes": notes,
+        "documents": documents,
+        "blobs": q.call(Watch(q.queue)).blobs,
+        "orders": q.beat("w"),
+    }
 
 
 def comparable(reply: Any) -> Any:
@@ -149,6 +161,7 @@ STALE = {
     "claim again": lambda q: q.last_claim("w"),
     "trial": VERBS["trial"],
     "settle": VERBS["settle"],
+    "note": VERBS["note"],
     "settle nothing": lambda q: q.settle_verb("w", metrics=b"blob"),
     "retire stopped": VERBS["retire stopped"],
     "retire crashed": VERBS["retire crashed"],

@@ -1,4 +1,4 @@
-"""The broker protocol: where jobs live, behind one dozen verbs.
+"""The broker protocol: where jobs live, behind a dozen verbs or so.
 
 A verb is data (a frozen struct that says what is asked), and a broker executes it: `Broker.call` in the calling thread,
 `Broker.acall` in the running loop. Every verb is **one atomic step** on **one queue**, judged by the **store's clock**.
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from spool.broker.notes import MAX_LINES, MAX_LOG, MAX_PROGRESS, JobNote, Note, Noted
 from spool.broker.verbs import (
     Act,
     Acted,
@@ -74,6 +75,9 @@ from spool.errors import ConfigError
 from spool.job import LANES, Snapshot
 
 __all__ = [
+    "MAX_LINES",
+    "MAX_LOG",
+    "MAX_PROGRESS",
     "Act",
     "Acted",
     "Action",
@@ -95,9 +99,12 @@ __all__ = [
     "Found",
     "Get",
     "Heartbeat",
+    "JobNote",
     "Load",
     "Loaded",
     "NewJob",
+    "Note",
+    "Noted",
     "Orders",
     "Pause",
     "QueueStats",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from spool.broker import Broker
+    from spool.job import Progress as JobProgress
     from spool.selection import OnProgress
 
 Acting = Callable[[Selection], int]
@@ -143,14 +144,14 @@ def replay(
     """
 
     def action(chosen: Selection) -> int:
-        with _progress(rate) as update:
+        with _paced(rate) as update:
             return chosen.replay(rate, on_progress=update)
 
     act(url, job, filters, action, everything=everything, among=(State.DEAD,), done="replayed")
 
 
 @contextmanager
-def _progress(rate: float | None) -> Generator[OnProgress]:
+def _paced(rate: float | None) -> Generator[OnProgress]:
     """Yield what notes how far a replay is: on a terminal a paced one has a bar. If it stops on the way, say where."""
     so_far = 0
 
@@ -229,6 +230,7 @@ def show_job(job: Job, *, as_json: bool) -> None:
         ("finished", moment(job.finished)),
         ("attempts", f"{job.attempts} (failures {job.failures}, crashes {job.crashes}, losses {job.losses})"),
         ("worker", job.worker),
+        ("progress", _progress_of(job.progress)),
         ("arguments", "" if job.arguments is None else _call(job.arguments)),
         ("result", repr(job.result) if job.state is State.DONE else ""),
         ("error", job.error),
@@ -244,8 +246,31 @@ def show_job(job: Job, *, as_json: bool) -> None:
             (each.number, each.outcome, moment(each.started), moment(each.ended), each.worker) for each in job.history
         ]
         print_table(("attempt", "outcome", "started", "ended", "worker"), rows, numeric=("attempt",))
+    if job.log or job.log_dropped:
+        _show_log(job)
     if job.traceback:
         out.print("\n" + printable(job.traceback.rstrip(), lines=True), soft_wrap=True)
+
+
+def _show_log(job: Job) -> None:
+    out = console()
+    out.print("")
+    if job.log_dropped:
+        out.print(f"log lines, after {job.log_dropped:,} earlier ones that are not kept", soft_wrap=True)
+    for line in job.log:
+        head = printable(f"{moment(line.at)} {line.attempt} {line.level:<7} {line.logger}")
+        # Further lines of a message are indented, so that none of them passes for a line of the log.
+        message = printable(line.message, lines=True).replace("\n", "\n    ")
+        out.print(f"{head}: {message}", soft_wrap=True)
+
+
+def _progress_of(progress: JobProgress | None) -> str:
+    if progress is None:
+        return ""
+    total = "" if progress.total is None else f" of {progress.total:,}"
+    part = f" ({progress.done / progress.total:.0%})" if progress.total else ""
+    said = f": {progress.message}" if progress.message else ""
+    return f"{progress.done:,}{total}{part}{said}, attempt {progress.attempt}, {moment(progress.at)}"
 
 
 def _when(job: Job) -> int | None:

@@ -63,6 +63,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="How long each recording takes.",
 )
+@click.option(
+    "--record-logs",
+    is_flag=True,
+    help="Keep the last log lines of each job in the store, unless its task says record_logs=False.",
+)
 @click.option("--name", default="", help="Shown with what its jobs did; default HOST:PID.")
 @click.option("--log-format", type=click.Choice(["auto", "human", "json"]), default="auto", show_default=True)
 @click.option(

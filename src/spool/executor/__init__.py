@@ -16,21 +16,21 @@ from spool.errors import Cancel, Release, StoreCorrupt
 from spool.executor.attempt import (
     FOREVER,
     Failure,
-    JobContext,
     Lease,
     Recipe,
     Run,
     StopReason,
     cancelled,
     crashed,
-    current_job,
     current_run,
     describe,
     done,
     failed,
     judge,
     released,
+    unheard,
 )
+from spool.executor.context import JobContext, current_job
 from spool.executor.pool import ProcessDied, RemoteFailure
 from spool.executor.threads import Threads
 from spool.job import NIL, VERSION, Record, encode_record, read_record
@@ -64,8 +64,8 @@ class Executor:
     ``worker`` is the name that its attempts carry. ``threads`` bounds how many ``def`` tasks run at a time;
     ``processes`` runs those with ``process=True``. ``stubborn`` is called with each run on the loop or in a thread that
     goes on ``kill_after`` seconds after it was told that time is up or the lease lost; ``due`` with the time of the
-    next timeout (monotonic), before the job in question starts. Raises `ConfigError` for a task whose annotations
-    cannot be used.
+    next timeout (monotonic), before the job in question starts. ``record_logs`` is meant for tasks that do not say.
+    Raises `ConfigError` for a task whose annotations cannot be used.
 
     **Timeouts and other stops.** An async task is cancelled; what it returns after that does not count. A thread gets a
     CancelledError, which Python delivers only between two bytecodes: a thread that waits in C, for a lock, a socket or
@@ -84,23 +84,32 @@ class Executor:
         kill_after: float = 5.0,
         stubborn: Finish = lambda _: None,
         due: Callable[[float], None] = lambda _: None,
+        record_logs: bool = False,
     ) -> None:
         self.worker = worker
         self.kill_after = kill_after
         self._stubborn = stubborn
         self._app = app
+        self._record_logs = record_logs or app.record_logs
         self._loop = asyncio.get_running_loop()
         self._chain = _compose(app.middlewares)
         self._threads = Threads(threads, self._loop)
         self._processes = processes
         self._deadlines = Deadlines(self._loop, lambda run: self.stop(run, "timeout"), due)
 
-    def intake(self, queue: str, finish: Finish, lease: Lease = FOREVER) -> Intake:
+    @property
+    def records(self) -> bool:
+        """Whether log lines of any task are to be recorded."""
+        words = [task.settings.record_logs for task in self._app.tasks.values()]
+        return any(self._record_logs if word is None else word for word in words)
+
+    def intake(self, queue: str, finish: Finish, lease: Lease = FOREVER, note: Finish = unheard) -> Intake:
         """Return what starts the jobs of one queue; ``finish`` is called with each run when it has ended.
 
-        A job whose turn comes when ``lease`` has run out is not started: it ends without a settlement.
+        ``note`` is called, in any thread, with each that has something to say (`Recipe`). A job whose turn comes when
+        ``lease`` has run out is not started: it ends without a settlement.
         """
-        recipes = {name: self._recipe(task, queue, finish, lease) for name, task in self._app.tasks.items()}
+        recipes = {name: self._recipe(task, queue, finish, lease, note) for name, task in self._app.tasks.items()}
         return Intake(self, queue, recipes, finish)
 
     def stop(self, run: Run, reason: StopReason) -> None:
@@ -148,10 +157,20 @@ class Executor:
         """Let the threads end when they are through. Processes belong to whoever made them."""
         self._threads.close()
 
-    def _recipe(self, task: Task[..., Any], queue: str, finish: Finish, lease: Lease) -> Recipe:
+    def _recipe(self, task: Task[..., Any], queue: str, finish: Finish, lease: Lease, note: Finish) -> Recipe:
         plain = task.settings.kind == "async" and self._chain is None
         window = self._app.dedupe_window
-        recipe = Recipe.of(task, queue, self.worker, finish, window=window, plain=plain, lease=lease)
+        recipe = Recipe.of(
+            task,
+            queue,
+            self.worker,
+            finish,
+            window=window,
+            plain=plain,
+            lease=lease,
+            record_logs=self._record_logs,
+            note=note,
+        )
         if recipe.kind == "process":
             return msgspec.structs.replace(recipe, encode=_pass_encoded(recipe.encode))
         return recipe

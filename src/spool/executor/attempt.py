@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ import msgspec
 
 from spool.broker import Cancelled, Died, Done, Released, Retried, Settlement
 from spool.errors import StoreCorrupt
+from spool.executor.journal import Journal, Part
 from spool.job import (
     NIL,
     NO_TALLY,
@@ -63,11 +65,16 @@ class Lease:
 FOREVER: Final = Lease(2**63 - 1)
 
 
+def unheard(_: Run) -> None:
+    """Do nothing about what a job says: nobody is to be told."""
+
+
 class Recipe(msgspec.Struct, frozen=True, eq=False):
     """What is to be known to run the jobs of one task from one queue, worked out once.
 
     ``timeout`` is in seconds, ``ttl`` in milliseconds. ``plain`` says that ``fn`` may be awaited as it is: an async
-    task with no middleware around it. ``finish`` is told of each attempt that has ended.
+    task with no middleware around it. ``finish`` is told of each attempt that has ended, ``note`` of each that has
+    something to say: in its own thread, and once until that was taken from its journal.
     """
 
     queue: str
@@ -88,6 +95,8 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
     runs_on: bool
     """Whether it goes on when the store is silent, or the lease lost."""
     lease: Lease = FOREVER
+    record_logs: bool = False
+    note: Callable[[Run], None] = unheard
 
     @classmethod
     def of(
@@ -100,6 +109,8 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
         window: float,
         plain: bool,
         lease: Lease = FOREVER,
+        record_logs: bool = False,
+        note: Callable[[Run], None] = unheard,
     ) -> Self:
         """Work it out. Raises `ConfigError` for annotations that cannot be used."""
         settings = task.settings
@@ -121,6 +132,8 @@ class Recipe(msgspec.Struct, frozen=True, eq=False):
             Meter(settings.name),
             settings.on_disconnect == "continue",
             lease,
+            settings.record_logs if settings.record_logs is not None else record_logs,
+            note,
         )
 
     def overridden(self, options: Options) -> Recipe:
@@ -152,6 +165,10 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
     delay: float | None
 
 
+_beginning: Final = threading.Lock()
+"""Held while an attempt gets its journal: threads of one may speak at once."""
+
+
 class Run(msgspec.Struct, eq=False):
     """One attempt, from the claim to its settlement. ``began`` and ``ended`` are in nanoseconds of the monotonic clock.
 
@@ -174,6 +191,8 @@ class Run(msgspec.Struct, eq=False):
     """Why it was cancelled, in the words of who did it."""
     settlement: Settlement | None = None
     """None with ``ended`` set: the job is not ours any more, and nothing is to be told to the store."""
+    journal: Journal | None = None
+    """What it has said; None if nothing."""
 
     @property
     def queue(self) -> str:
@@ -194,6 +213,31 @@ class Run(msgspec.Struct, eq=False):
     def attempt(self) -> int:
         """Its number, from 1. Hand-backs have numbers too: it tells attempts apart, and does not count failures."""
         return self.read_tally()[0].attempts + 1
+
+    def write(self, level: str, logger: str, message: str) -> None:
+        """Keep a log line. From any thread; what comes after its end is not kept."""
+        if not self.ended and self._journal().write((self._now(), level, logger, message)):
+            self.recipe.note(self)
+
+    def report(self, done: float, total: float | None, message: str) -> None:
+        """Keep how far it is, as `write`."""
+        if not self.ended and self._journal().report((done, total, message, self._now())):
+            self.recipe.note(self)
+
+    def merge(self, part: Part) -> None:
+        """Keep what it said in a process of the pool."""
+        if not self.ended and self._journal().merge(part):
+            self.recipe.note(self)
+
+    def _journal(self) -> Journal:
+        journal = self.journal
+        if journal is None:
+            with _beginning:
+                journal = self.journal = self.journal or Journal()
+        return journal
+
+    def _now(self) -> int:
+        return self.offset + monotonic_ns() // 1_000_000
 
     def check_lease(self) -> None:
         """Raise `asyncio.CancelledError` if the lease has run out. The attempt ends as lost then. From any thread."""
@@ -355,87 +399,5 @@ def _outside(frames: TracebackType | None) -> TracebackType | None:
     return frames
 
 
-# What a task sees
-
-
-class JobContext:
-    """The job that is being run, as `current_job` returns it. Read-only."""
-
-    __slots__ = ("_run",)
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def __repr__(self) -> str:
-        return f"<JobContext {self.queue}/{self.id} {self.task} attempt {self.attempt}>"
-
-    @property
-    def id(self) -> str:
-        """The job's id; with the queue it names the job: ``queue/id``."""
-        return self._run.id
-
-    @property
-    def queue(self) -> str:
-        """The queue that it was claimed from."""
-        return self._run.queue
-
-    @property
-    def task(self) -> str:
-        """The name of its task."""
-        return self._run.record.task
-
-    @property
-    def attempt(self) -> int:
-        """The number of this attempt, from 1. Hand-backs have numbers too: it does not count failures."""
-        return self._run.attempt
-
-    @property
-    def failures(self) -> int:
-        """How many attempts failed before this one."""
-        return self._run.read_tally()[0].failures
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """What the caller sent along."""
-        return self._run.record.headers or {}
-
-    @property
-    def worker(self) -> str:
-        """The name of the worker that runs it."""
-        return self._run.recipe.worker
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the attempt is to end: the job was cancelled, time is up, the lease is lost or the worker stops.
-
-        For ``def`` tasks in threads to look at, who cannot be stopped from outside while they wait in C code.
-        """
-        return self._run.stop is not None
-
-    @property
-    def deadline(self) -> float | None:
-        """When its timeout is, by `time.monotonic`; None without one."""
-        timeout = self._run.recipe.timeout
-        return None if timeout is None else self._run.began / 1e9 + timeout
-
-
 current_run: ContextVar[Run] = ContextVar("spool.run")
-
-
-def current_job() -> JobContext:
-    """Return the job that is being run. Raises `RuntimeError` outside of a task.
-
-    ```python
-    @app.task
-    def export(rows: int) -> None:
-        job = current_job()
-        for row in range(rows):
-            if job.cancelled:
-                return
-            ...
-    ```
-    """
-    run = current_run.get(None)
-    if run is None:
-        raise RuntimeError("no job is being run here: current_job() is for tasks and what they call")
-    return JobContext(run)
+"""The attempt that is being made in this context."""

@@ -12,13 +12,15 @@ import logging
 import signal
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from spool.errors import Cancel, ConfigError, Release
 from spool.executor.attempt import Failure, Run
-from spool.executor.process import LATE, STOP, Request
+from spool.executor.journal import Part
+from spool.executor.process import LATE, SAID, STOP, Request
 from spool.nursery import (
     Exited,
     Failed,
@@ -100,9 +102,11 @@ class Processes:
             while True:
                 run.check_lease()
                 until = run.recipe.lease.until
-                reply = await member.ask(
-                    Request(run.id, run.queue, body, run.tally, run.recipe.worker, run.offset, until)
+                recipe = run.recipe
+                request = Request(
+                    run.id, run.queue, body, run.tally, recipe.worker, run.offset, until, recipe.record_logs
                 )
+                reply = await member.ask(request, run.merge)
                 if reply != LATE:
                     return _open_reply(reply)
         finally:
@@ -265,17 +269,20 @@ class _Member:
     def usable(self) -> bool:
         return not self._stopped and not self.exit.done()
 
-    async def ask(self, request: object) -> Any:
-        """Send a request and wait for the reply. Raises `ProcessDied`."""
+    async def ask(self, request: object, note: Callable[[Part], None]) -> Any:
+        """Send a request and wait for the reply; ``note`` is told what the task says meanwhile.
+
+        Raises `ProcessDied`.
+        """
         self.used = True
-        reply = await self.hear(request)
+        reply = await self.hear(request, note)
         if reply is not None:
             return reply
         if self.usable:  # it lives, but has closed the line: it is of no use any more
             self.stop()
         raise ProcessDied(f"its process ended with {describe_exit(await self.exit)}")
 
-    async def hear(self, request: object = None) -> Any:
+    async def hear(self, request: object = None, note: Callable[[Part], None] = lambda _: None) -> Any:
         """Wait for what it says, to this request if there is one. None: it says nothing more."""
         self._hearing = True
         try:
@@ -284,7 +291,9 @@ class _Member:
                     await self._loop.sock_sendall(self._sock, pack_frame(request))
                 while data := await self._loop.sock_recv(self._sock, 1 << 18):
                     for reply in self._frames.feed(data):
-                        return reply
+                        if reply[0] != SAID:
+                            return reply
+                        note(msgspec.convert(reply[1], Part))
             return None
         finally:
             self._hearing = False

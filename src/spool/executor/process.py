@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
-from time import monotonic_ns
+from time import monotonic_ns, sleep
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -21,6 +21,7 @@ from spool.app import Spool
 from spool.broker import connect
 from spool.errors import Cancel, Release
 from spool.executor.attempt import Recipe, Run, current_run, describe, judge
+from spool.executor.recording import record
 from spool.job import read_record
 from spool.nursery import load_app, read_frame, send_frame
 
@@ -28,6 +29,10 @@ logger = logging.getLogger("spool.worker")
 
 READY: Final = ["ready"]
 STOP: Final = ["stop"]
+SAID: Final = "said"
+"""With a `Part`: what the task says while it runs."""
+SAY_EVERY: Final = 0.5
+"""Seconds between two of these."""
 LATE: Final = ["late"]
 """The reply to a request that came when its lease had run out. It may have been renewed since: the worker knows."""
 
@@ -65,9 +70,10 @@ def serve(sock: socket.socket) -> int:
             send_frame(sock, ["unfit", f"{type(error).__name__}: {error}", traceback.format_exc()])
             return 1
         try:
+            voice = Voice(sock)
             send_frame(sock, READY)
             while (request := read_frame(sock)) != STOP:
-                send_frame(sock, _attempt(tasks, Request(*request)))
+                voice.answer(_attempt(tasks, Request(*request), voice))
         except (EOFError, OSError, asyncio.CancelledError):
             pass  # the worker is gone, or has told us to end between two tasks
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it must not keep us from leaving in order
@@ -126,20 +132,75 @@ class Request(NamedTuple):
     worker: str
     offset: int
     until: int
+    record_logs: bool
 
 
-def _attempt(tasks: Mapping[str, Recipe], of: Request) -> list[Any]:
+class Voice:
+    """The way to the worker: replies, and before them what the task says, which a thread of its own sends."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+        self._wanted = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._run: Run | None = None
+        self._records = False
+
+    def record(self) -> None:
+        """Take log lines of jobs from now on."""
+        if not self._records:
+            self._records = True
+            record(ours=True)
+
+    def note(self, run: Run) -> None:
+        """Send what the run says, in a while."""
+        self._run = run
+        self._wanted.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._speak, name="spool-voice", daemon=True)
+            self._thread.start()
+
+    def answer(self, reply: object) -> None:
+        """Send what is left to say, and the reply."""
+        with self._sending:
+            if self._run is not None:
+                self._run.ended = monotonic_ns()
+                self._send(self._run)
+                self._run = None
+            send_frame(self._sock, reply)
+
+    def _speak(self) -> None:
+        with contextlib.suppress(OSError):  # the worker is gone, and the task's own thread finds out
+            while self._wanted.wait():
+                sleep(SAY_EVERY)
+                self._wanted.clear()
+                with self._sending:
+                    if self._run is not None:
+                        self._send(self._run)
+
+    def _send(self, run: Run) -> None:
+        if run.journal is not None and run.journal.waiting:
+            part = run.journal.unsent()
+            send_frame(self._sock, [SAID, part])
+            run.journal.sent(part)
+
+
+def _attempt(tasks: Mapping[str, Recipe], of: Request, voice: Voice) -> list[Any]:
     if monotonic_ns() > of.until:
         return LATE
-    record = read_record(of.body)
-    recipe = msgspec.structs.replace(tasks[record.task], queue=of.queue, worker=of.worker)
-    if record.options is not None:
-        recipe = recipe.overridden(record.options)
-    run = Run(recipe, of.id, 0, record, of.tally, of.offset, began=monotonic_ns())
+    if of.record_logs:
+        voice.record()
+    job = read_record(of.body)
+    recipe = msgspec.structs.replace(
+        tasks[job.task], queue=of.queue, worker=of.worker, record_logs=of.record_logs, note=voice.note
+    )
+    if job.options is not None:
+        recipe = recipe.overridden(job.options)
+    run = Run(recipe, of.id, 0, job, of.tally, of.offset, began=monotonic_ns())
     current_run.set(run)
     called = returned = False
     try:
-        args, kwargs = recipe.read(record.payload)
+        args, kwargs = recipe.read(job.payload)
         called = True
         result = recipe.fn(*args, **kwargs)
         returned = True

@@ -113,6 +113,7 @@ async def _work(app: Spool, assignment: Assignment, sock: socket.socket) -> None
         link=link,
         trial=assignment.role == "trial",
         on_life=link.registered,
+        record_logs=options.record_logs,
     )
     asked = False
 

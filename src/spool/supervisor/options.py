@@ -48,6 +48,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where profiles go that are recorded on demand (`Profiler`); None: none are, and nobody may read the processes."""
     profile_seconds: float = 30.0
     """How long such a recording takes."""
+    record_logs: bool = False
+    """Keep the log lines of jobs whose task does not say otherwise."""
     name: str = ""
     """Shown with what its jobs did; empty: ``host:pid``."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -19,6 +19,7 @@ from spool.errors import BrokerError, ConfigError
 from spool.executor import Executor
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
+from spool.executor.recording import record
 from spool.job import check_name
 from spool.report import WorkerRow
 from spool.worker.heartbeat import Heart, Keeper, Machine
@@ -72,7 +73,8 @@ class Worker:
     them. ``max_jobs`` (None: no end): how many jobs to run before it ends. ``kill_after`` (5 s): what a job on the loop
     or in a thread gets to end in after its timeout. ``link`` is the way to a supervisor, which keeps the leases then
     and can end the process; without it a thread keeps them. ``trial``: run suspects only, one after the other.
-    ``on_life`` is called with each incarnation that has registered itself.
+    ``on_life`` is called with each incarnation that has registered itself. ``record_logs`` keeps the log lines of jobs
+    whose task does not say otherwise.
 
     Raises `ConfigError` for what cannot be used.
 
@@ -101,6 +103,7 @@ class Worker:
         link: Link | None = None,
         trial: bool = False,
         on_life: Callable[[str], None] | None = None,
+        record_logs: bool = False,
     ) -> None:
         check_limits(queues, concurrency, pool_size, lease, grace, unroutable_after=unroutable_after)
         declared = [task.settings.queue for task in app.tasks.values()]
@@ -125,6 +128,7 @@ class Worker:
         self._target = target
         self._url = url
         self._on_life = on_life
+        self._record_logs = record_logs
         self._life: Life | None = None
         self._executor: Executor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -210,8 +214,11 @@ class Worker:
             kill_after=self.kill_after,
             stubborn=self._condemn,
             due=self._link.due if self._link is not None else lambda _: None,
+            record_logs=self._record_logs,
         )
         stack.callback(executor.close)
+        if executor.records:
+            stack.callback(record(ours=self._link is not None))
         return executor
 
     async def _close_processes(self, processes: Processes) -> None:

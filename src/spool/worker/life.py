@@ -25,6 +25,7 @@ from spool.job import new_id
 from spool.report import WorkerRow, encode_row, pack
 from spool.worker.claims import Claims
 from spool.worker.heartbeat import Heard, Keeper, is_fatal
+from spool.worker.notes import Notes
 from spool.worker.slots import COMPANY, Line, Slots
 
 R = TypeVar("R")
@@ -90,13 +91,15 @@ class Life:
         self._executor = executor
         self._slots = slots
         self._loop = asyncio.get_running_loop()
+        self._notes = {line.name: Notes(self, line, broker) for line in self.lines}
         self._intakes: dict[str, Intake] = {
-            line.name: executor.intake(line.name, line.finish, line.lease) for line in self.lines
+            line.name: executor.intake(line.name, line.finish, line.lease, self._notes[line.name].add)
+            for line in self.lines
         }
         self._unborn = {line.name for line in self.lines}
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
-        self._closing = False
+        self.closing = False
         self._outage = False
         self._loops: set[asyncio.Task[object]] = set()
         self._by_name = {line.name: line for line in self.lines}
@@ -149,7 +152,7 @@ class Life:
         await self._wait_until(lambda: not self.running, grace, now)
         self.stop_runs(self._runs(), "stopped")
         await self._wait_until(lambda: not self.running, HURRY if self._worker.condemned else STUCK, None)
-        self._closing = True
+        self.closing = True
         self.wake()
         await self._wait_until(lambda: not self._loops, self._worker.lease, now)
         if self._worker.condemned:
@@ -174,6 +177,7 @@ class Life:
         self._claims.nudge()
         for line in self.lines:
             line.wake()
+            self._notes[line.name].wake()
 
     @property
     def ending(self) -> bool:
@@ -202,7 +206,7 @@ class Life:
         end = time.monotonic() + timeout
         while not reached() and (left := end - time.monotonic()) > 0:
             if now is not None and now.is_set():
-                end = min(end, time.monotonic() + (1.0 if self._closing else 0.0))
+                end = min(end, time.monotonic() + (1.0 if self.closing else 0.0))
                 now = None
             else:
                 await self._change(min(left, 3600.0))
@@ -286,7 +290,7 @@ class Life:
     def _obey(self, line: Line, heard: Heard) -> None:
         """Do what the store's reply to a beat says."""
         orders = heard.orders
-        if orders is None or self.over or self._closing:
+        if orders is None or self.over or self.closing:
             return
         if orders.lost:
             held = sum(line.running for line in self.lines)
@@ -348,15 +352,17 @@ class Life:
     # Settles
 
     async def _settling(self, line: Line) -> None:
+        notes = self._notes[line.name]
         while not self.over:
             if line.finished:
                 if line.running and time.monotonic() - line.settled < COMPANY and len(line.finished) < MAX_SETTLE:
                     await asyncio.sleep(COMPANY)
                 line.settled = time.monotonic()
-                await self._settle(line, line.take_finished(MAX_SETTLE))
+                if batch := notes.hold_back(line.take_finished(MAX_SETTLE)):
+                    await self._settle(line, batch)
                 if self._worker.stopping:  # then somebody waits for jobs to end
                     self._changed.set()
-            elif self._closing:
+            elif self.closing and not notes.holding:
                 return
             else:
                 await line.some_finished()

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from spool.broker import (
     Act,
     Acted,
@@ -30,6 +32,8 @@ from spool.broker import (
     Get,
     Load,
     Loaded,
+    Note,
+    Noted,
     Orders,
     Pause,
     QueueStats,
@@ -214,6 +218,17 @@ def _settle(verb: Settle) -> tuple[str, list[Any], Callable[[Any], Any]]:
     return "settle", _settle_args(verb), parse
 
 
+def _note(verb: Note) -> tuple[str, list[Any], Callable[[Any], Any]]:
+    args: list[Any] = [verb.incarnation]
+    for note in verb.notes:
+        args += (note.id, note.fence, note.first, len(note.lines), *note.lines, note.step, note.progress)
+
+    def parse(reply: Any) -> Noted:
+        return Noted(reply[0], _texts(reply[1:]))
+
+    return "note", args, parse
+
+
 def _retire(verb: Retire) -> tuple[str, list[Any], Callable[[Any], Any]]:
     def parse(reply: Any) -> Retired:
         return Retired(*reply)
@@ -246,7 +261,12 @@ def _snapshot(queue: str, fields: Sequence[Any]) -> Snapshot:
 
 def _get(verb: Get) -> tuple[str, list[Any], Callable[[Any], Any]]:
     def parse(reply: Any) -> Snapshot | None:
-        return _snapshot(verb.queue, reply) if reply else None
+        if not reply:
+            return None
+        found = _snapshot(verb.queue, reply[:9])
+        if len(reply) == 9:
+            return found
+        return replace(found, progress=reply[9], log_dropped=reply[10], log=tuple(reply[11:]))
 
     return "get", [verb.id], parse
 
@@ -331,6 +351,7 @@ _FORMS: dict[type[Any], Callable[[Any], tuple[str, list[Any], Callable[[Any], An
     Beat: _beat,
     Claim: _claim,
     Settle: _settle,
+    Note: _note,
     Retire: _retire,
     Get: _get,
     Find: _find,

@@ -126,6 +126,8 @@ def connect(location: Location) -> sqlite3.Connection:
     try:
         if not _is_store(db, location):
             _create(db, location)
+        elif not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'note_gone'").fetchone():
+            _complete(db)
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute(f"PRAGMA journal_size_limit = {LOG}")
         db.execute("PRAGMA cache_size = -8000")
@@ -158,6 +160,15 @@ def _create(db: sqlite3.Connection, location: Location) -> None:
     db.execute("BEGIN IMMEDIATE")
     if not _is_store(db, location):  # another process may have been faster
         for statement in SCHEMA:
+            db.execute(statement)
+    db.execute("COMMIT")
+
+
+def _complete(db: sqlite3.Connection) -> None:
+    """Add the tables which files of this layout had not at first."""
+    db.execute("BEGIN IMMEDIATE")
+    for statement in SCHEMA:
+        if "IF NOT EXISTS" in statement:
             db.execute(statement)
     db.execute("COMMIT")
 

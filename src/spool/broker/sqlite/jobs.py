@@ -33,6 +33,7 @@ from spool.broker import (
     Watch,
     Watched,
 )
+from spool.broker.sqlite.notes import drop_notes, end_notes, forget_notes, with_notes
 from spool.broker.sqlite.store import (
     BAND,
     CANCELLED,
@@ -191,12 +192,13 @@ def get(tx: Transaction, verb: Get) -> Snapshot | None:
         return None
     found = tx.records("jobs_by_id", queue.id, to_json([verb.id]))
     if found:
-        return next(iter(_snapshots(tx, queue, found)), None)
+        there = _snapshots(tx, queue, found)
+        return with_notes(tx, queue, there[0]) if there else None
     ending = tx.one("ending", queue.id, verb.id, tx.now)
     if ending is None:
         return None
     state: int = ending[0]
-    return Snapshot(queue.name, verb.id, STATES[state], ending=ending[1])
+    return with_notes(tx, queue, Snapshot(queue.name, verb.id, STATES[state], ending=ending[1]))
 
 
 def _snapshots(tx: Transaction, queue: Queue, found: list[tuple[Row, bytes | None]]) -> list[Snapshot]:
@@ -359,6 +361,7 @@ def finish(tx: Transaction, queue: Queue, endings: list[tuple[str, int, int, byt
     if not endings:
         return
     tx.remove(queue, [ending[0] for ending in endings])
+    end_notes(tx, queue, ((id, ttl) for id, _, ttl, _ in endings))
     key, now = queue.id * SHARD + queue.state.endings, tx.now
     rows: list[Any] = []
     done = 0
@@ -391,10 +394,12 @@ def _delete(tx: Transaction, queue: Queue, ids: list[str], jobs: dict[str, Row],
     for id in gone:
         queue.number(jobs[id], -1)
     tx.remove(queue, gone)
+    drop_notes(tx, queue, gone)
     others = tx.all("endings_by_id", queue.id, to_json([id for id in ids if id not in jobs]), tx.now)
     endings = [id for id, state, _ in others if STATES[state] in meant]
     if endings:
         tx.run("forget", queue.id, to_json(endings), tx.now)
+        forget_notes(tx, queue, endings)
     queue.count("deleted", len(gone) + len(endings))
     tx.ended.append((queue.name, gone))
     changed = {*gone, *endings}

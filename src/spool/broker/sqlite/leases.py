@@ -26,6 +26,7 @@ from spool.broker import (
     Settlement,
 )
 from spool.broker.sqlite.jobs import RECENT, finish, stamped, tally_of, tally_text
+from spool.broker.sqlite.notes import drop_notes
 from spool.broker.sqlite.retire import STEP, hand_back, retire_some
 from spool.broker.sqlite.store import CANCELLED, DONE, Queue, Row, Transaction, to_json
 from spool.errors import LeaseLost
@@ -113,6 +114,7 @@ def beat(tx: Transaction, verb: Beat) -> Beaten:
         _look_at_clock(tx, queue, lease)
     orders = [Orders(lost=True) if each.incarnation in gone else _beat(tx, queue, each) for each in verb.beats]
     tx.run("purge_endings", tx.now, STEP)
+    tx.run("purge_notes", tx.now, STEP)
     tx.run("purge_tombstones", queue.id, tx.now - TOMBSTONE_FOR)
     _prune_dead(tx, queue)
     return Beaten(tx.now, orders, queue.state.suspect)
@@ -147,6 +149,7 @@ def _prune_dead(tx: Transaction, queue: Queue) -> None:
     for row in gone:
         queue.number(row, -1)
     tx.remove(queue, [row.id for row in gone])
+    drop_notes(tx, queue, [row.id for row in gone])
     queue.count("pruned", len(gone))
 
 
@@ -318,6 +321,7 @@ def _take(tx: Transaction, queue: Queue, by: _Taking, line: int, most: int) -> l
         ours, parked, broken = _sort_out(queue, found, by.names, tx.now)
         tx.move(queue, parked)
         tx.remove(queue, broken)
+        drop_notes(tx, queue, broken)
         for row, _ in ours:
             queue.take(row, by.holder, by.fence, tx.now)
         if line == TRIAL:

@@ -91,6 +91,30 @@ CREATE TABLE document (
 ) WITHOUT ROWID;
 CREATE INDEX document_expiry ON document (expires) WHERE expires IS NOT NULL;
 
+-- What jobs noted (Note): while the job is there `expires` is NULL, then it is that of its ending. Not in the first files
+-- of this layout, so they are added where they are missing.
+CREATE TABLE IF NOT EXISTS note (
+  queue INTEGER NOT NULL,
+  id TEXT NOT NULL,
+  holder INTEGER NOT NULL,            -- incarnation.key and fence of the attempt that noted last
+  fence INTEGER NOT NULL,
+  seen INTEGER NOT NULL,              -- how many lines that attempt wrote, and its last step
+  step INTEGER NOT NULL,
+  low INTEGER NOT NULL,               -- number of the first line that is kept, and of the next one
+  high INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,             -- of the lines that are kept
+  dropped INTEGER NOT NULL,
+  progress BLOB NOT NULL,
+  expires INTEGER,
+  PRIMARY KEY (queue, id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS note_expiry ON note (expires) WHERE expires IS NOT NULL;
+CREATE TABLE IF NOT EXISTS line (
+  queue INTEGER NOT NULL, id TEXT NOT NULL, number INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (queue, id, number)
+) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS note_gone AFTER DELETE ON note
+BEGIN DELETE FROM line WHERE queue = old.queue AND id = old.id; END;
+
 -- The statements follow. Bodies are cast where they are read: a column keeps whatever type it was given, and what is no
 -- BLOB is damage like any other, to be found by who decodes it. Those that select `job.*` are wrapped so that they answer with one row (see Transaction.jobs).
 
@@ -330,3 +354,38 @@ DELETE FROM document WHERE kind = ? AND key = ?;
 
 -- name: purge_documents
 DELETE FROM document WHERE (kind, key) IN (SELECT kind, key FROM document WHERE expires <= ? ORDER BY expires LIMIT 100);
+
+-- name: heads
+SELECT json_group_array(json_array(id, holder, fence, seen, step, low, high, bytes, dropped, hex(progress))) FROM note
+WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND expires IS NULL;
+
+-- The notes of a job that is there, or (with the time) of one that has ended.
+-- name: notes
+SELECT CAST(progress AS BLOB), dropped, low, high FROM note WHERE queue = ? AND id = ? AND coalesce(expires > ?, 1);
+
+-- name: lines
+SELECT CAST(body AS BLOB) FROM line WHERE queue = ? AND id = ? AND number >= ? AND number < ? ORDER BY number;
+
+-- name: line_sizes
+SELECT json_group_array(size) FROM (
+  SELECT length(body) AS size FROM line WHERE queue = ? AND id = ? AND number >= ? ORDER BY number
+);
+
+-- name: add_lines
+INSERT OR REPLACE INTO line (queue, id, number, body) VALUES (?, ?, ?, ?);
+
+-- name: drop_lines
+DELETE FROM line WHERE queue = ? AND id = ? AND number < ?;
+
+-- name: set_notes
+INSERT OR REPLACE INTO note (queue, id, holder, fence, seen, step, low, high, bytes, dropped, progress) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- Lets the notes of ended jobs go at a time; says of how many.
+-- name: end_notes
+UPDATE note SET expires = ? WHERE queue = ? AND id IN (SELECT value FROM json_each(?)) AND expires IS NULL;
+
+-- name: remove_notes
+DELETE FROM note WHERE queue = ? AND id IN (SELECT value FROM json_each(?));
+
+-- name: purge_notes
+DELETE FROM note WHERE (queue, id) IN (SELECT queue, id FROM note WHERE expires <= ? ORDER BY expires LIMIT ?);

@@ -133,6 +133,8 @@ class QueueState(msgspec.Struct):
     amnesty: int = 0
     wishes: int = 0
     """How often a running job was to be cancelled."""
+    noted: int = 0
+    """Jobs, of those that have not ended, which noted something."""
 
 
 _read_state = msgspec.json.Decoder(QueueState).decode

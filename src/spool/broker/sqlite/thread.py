@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from spool.broker import Act, Beat, Claim, Claimed, Enqueue, Find, Get, Load, Retire, Settle, Stats, Store, Watch
+from spool.broker import Act, Beat, Claim, Claimed, Enqueue, Find, Get, Load, Note, Retire, Settle, Stats, Store, Watch
 from spool.broker.sqlite.file import Location, busy, connect, explain, full
 from spool.broker.sqlite.jobs import act, enqueue, find, get, load, stats, store, watch
 from spool.broker.sqlite.leases import beat, claim, idle, settle
+from spool.broker.sqlite.notes import note
 from spool.broker.sqlite.retire import retire
 from spool.broker.sqlite.store import Idle, Transaction
 from spool.broker.sqlite.waiting import AwaitOrders, AwaitWork, Ended, Ticket, Waiting, deliver
@@ -37,6 +38,7 @@ WRITES: Final[dict[type, Callable[[Transaction, Any], object]]] = {
     Beat: beat,
     Claim: claim,
     Settle: settle,
+    Note: note,
     Retire: retire,
     Store: store,
 }

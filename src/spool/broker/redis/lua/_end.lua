@@ -28,6 +28,21 @@ local function remember(kind, ids)
   redis.call('PEXPIRE', key, 7 * DAY)
 end
 
+-- What ended jobs noted is kept for so long as their endings, or goes with them.
+local function end_notes(ids, life)
+  if call('EXISTS', P .. 'noted') == 0 then return end
+  for i, noted in ipairs(call('SMISMEMBER', P .. 'noted', unpack(ids))) do
+    if noted == 1 then
+      call('SREM', P .. 'noted', ids[i])
+      if life > 0 then
+        call('PEXPIRE', P .. 'note:' .. ids[i], life)
+      else
+        call('UNLINK', P .. 'note:' .. ids[i])
+      end
+    end
+  end
+end
+
 local function prune_dead()
   local key = P .. 'dead'
   local old = redis.call('ZRANGEBYSCORE', key, '-inf', now - 30 * DAY, 'LIMIT', 0, 100)
@@ -39,6 +54,7 @@ local function prune_dead()
   redis.call('ZREM', key, unpack(old))
   redis.call('HDEL', P .. 'jobs', unpack(old))
   redis.call('HDEL', P .. 'tally', unpack(old))
+  end_notes(old, 0)
   count('pruned', #old)
 end
 

@@ -5,8 +5,9 @@
 local ENDS = P .. 'ends:'
 local buckets = nil
 
+-- Returns for how long they are kept.
 local function keep(ids, endings, ttl)
-  if ttl <= 0 then return end
+  if ttl <= 0 then return 0 end
   local grain = 2 ^ math.max(0, math.ceil(math.log(ttl / 8) / math.log(2)))
   local goes = (math.floor((now + ttl) / grain) + 1) * grain
   local name, pairs_ = string.format('%d', goes), {}
@@ -19,6 +20,7 @@ local function keep(ids, endings, ttl)
   -- Only a fallback: a claim unlinks it in the background, while an expiring key is freed on the spot.
   call('PEXPIRE', ENDS .. name, goes - now + (ttl >= 10000 and 5000 or 0))
   buckets = nil
+  return goes - now
 end
 
 local function each_bucket()

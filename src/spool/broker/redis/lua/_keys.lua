@@ -19,6 +19,8 @@
 -- P..gone          zset    tombstones: incarnation by the time until which it is refused
 -- P..tasks:<hash>  set     task names                       TTL, renewed by beat
 -- P..cancel        hash    id -> reason                     wishes for running jobs; until the job ends
+-- P..noted         set     ids of those jobs that noted something, until they end
+-- P..note:<id>     hash    head (note.lua), progress, and lines by number: while P..noted has it; TTL with its ending
 -- P..meta          hash    seq, seen, amnesty, paused, recent, blobs, synced (durable.py)
 -- P..totals        hash    monotone counters
 -- P..ends          zset    times (ms) by themselves         until a claim finds them passed

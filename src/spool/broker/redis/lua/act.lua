@@ -26,7 +26,8 @@ local function cancelled_ending(id, body)
   return table.concat(parts)
 end
 
-local function forget(id)
+local function forget(id, life)
+  end_notes({id}, life)
   redis.call('HDEL', P .. 'jobs', id)
   redis.call('HDEL', P .. 'tally', id)
   redis.call('HDEL', P .. 'cancel', id)
@@ -38,8 +39,7 @@ function act.cancel(id, body)
   if not body then return false end
   if unqueue(id, body) then
     local ending = cancelled_ending(id, body)
-    keep({id}, {ending}, tonumber(ttl))
-    forget(id)
+    forget(id, keep({id}, {ending}, tonumber(ttl)))
     cancelled[#cancelled + 1] = id
     tell({id}, {ending})
     return true
@@ -61,9 +61,13 @@ function act.replay(id, body)
 end
 
 function act.delete(id, body)
-  if not body then return drop_ending(id) end
+  if not body then
+    if not drop_ending(id) then return false end
+    call('UNLINK', P .. 'note:' .. id)
+    return true
+  end
   if redis.call('ZREM', P .. 'dead', id) == 0 and not unqueue(id, body) then return false end
-  forget(id)
+  forget(id, 0)
   tell({id})
   return true
 end

@@ -14,11 +14,14 @@ if alive then
   if seq == last and before[2] then return cmsgpack.unpack(before[2]) end
   alive = seq > last
 end
-local tallied = redis.call('EXISTS', P .. 'tally') == 1
-local wished = redis.call('EXISTS', P .. 'cancel') == 1
+-- One look for what few queues have.
+local rare = call('EXISTS', P .. 'tally', P .. 'cancel', P .. 'noted') > 0
+local tallied = rare and call('EXISTS', P .. 'tally') == 1
+local wished = rare and call('EXISTS', P .. 'cancel') == 1
 
 local function finish(ids, endings, kind, ttl)
-  keep(ids, endings, ttl)
+  local life = keep(ids, endings, ttl)
+  if rare then end_notes(ids, life) end
   redis.call('HDEL', P .. 'jobs', unpack(ids))
   if tallied then redis.call('HDEL', P .. 'tally', unpack(ids)) end
   if wished then redis.call('HDEL', P .. 'cancel', unpack(ids)) end

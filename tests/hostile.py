@@ -22,6 +22,6 @@ ODD = [
 ]
 FORMULAS = ["=cmd|' /C calc'!A0", "@SUM(1+1)*cmd|' /C calc'!A0", "+1+1", "-2+3"]
 LONG = "A" * 1_000_000
-LONG_MARKUP = "<b>\u202e" * 250_000
+LONG_MARKUP = "<b>\u202e" * 90_000
 
 CORPUS = [*MARKUP, *ODD, *FORMULAS, LONG, LONG_MARKUP]

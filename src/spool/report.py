@@ -127,7 +127,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
 
     ``boot``, ``namespace`` (of pids), ``pid`` and ``born`` (when the process started, in the kernel's ticks since boot)
     name one process of one machine for good, so that a supervisor there can tell that it is gone; empty or 0 where the
-    platform does not tell.
+    platform does not tell. ``memory``: bytes of it that the process has resident, 0 where it cannot be told.
     """
 
     incarnation: str
@@ -146,6 +146,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
     stopping: bool
     version: str
     python: str
+    memory: int = 0
 
 
 encode_row = msgspec.json.Encoder().encode

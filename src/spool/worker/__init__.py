@@ -330,6 +330,7 @@ class Worker:
             self.stopping,
             machine.version,
             machine.python,
+            machine.memory(),
         )
 
 

@@ -111,4 +111,4 @@ def open_page(*expected: str) -> Iterator[Page]:
             yield page
         finally:
             browser.close()
-    assert not wrong
+    assert not wrong, wrong

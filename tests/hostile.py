@@ -3,7 +3,7 @@
 MARKUP = [
     "<img src=x onerror=\"window.taken='img'\">",
     "<script>window.taken='script'</script>",
-    "\"><svg onload=\"window.taken='svg'\">",
+    '"><svg onload="window.taken=\'svg\'">',
     "</textarea></script><script>window.taken='closed'</script>",
     "javascript:window.taken='url'",
     "{{constructor.constructor('window.taken=1')()}}",

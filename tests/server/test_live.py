@@ -1,6 +1,7 @@
 """The live stream, as a program sees it."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -27,6 +28,12 @@ def listen(served: Served, *scopes: str, queues: list[str] | None = None, **head
 
 def address(served: Served) -> str:
     return f"ws{served.url.removeprefix('http')}/api/v1/live"
+
+
+def to_the_end(connection: ClientConnection, between: Callable[[], object] = lambda: None) -> None:
+    while True:
+        connection.recv(FAR)
+        between()
 
 
 class Follower:
@@ -140,7 +147,12 @@ def test_a_token_for_some_queues_sees_those(sqlite_served):
 def test_a_page_of_another_origin_is_refused(sqlite_served):
     cookie = sqlite_served.session("read").cookies["spool_session"]
     eventually(lambda: sqlite_served.anonymous(cookies={"spool_session": cookie}).get("/api/v1/me").status_code == 200)
-    for origin in ("https://evil.example", "null", sqlite_served.url.replace("http:", "https:"), sqlite_served.url + "1"):
+    for origin in (
+        "https://evil.example",
+        "null",
+        sqlite_served.url.replace("http:", "https:"),
+        sqlite_served.url + "1",
+    ):
         with pytest.raises(InvalidStatus) as refused:
             connect(address(sqlite_served), additional_headers={"Cookie": f"spool_session={cookie}", "Origin": origin})
         assert refused.value.response.status_code == 403
@@ -161,17 +173,16 @@ def test_who_says_something_else_is_let_go(sqlite_served, said):
     with listen(sqlite_served) as connection:
         connection.send(said)
         with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                connection.recv(FAR)
+            to_the_end(connection)
     assert closed.value.rcvd.code in (1008, 1009)
 
 
 def test_who_asks_for_snapshots_again_and_again_is_let_go(sqlite_served):
+    def ask() -> None:
+        connection.send('{"type":"resync"}')
+
     with listen(sqlite_served) as connection, pytest.raises(ConnectionClosed) as closed:
-        for _ in range(100):
-            connection.send('{"type":"resync"}')
-        while True:
-            connection.recv(FAR)
+        to_the_end(connection, ask)
     assert closed.value.rcvd.code == 1008
 
 
@@ -183,9 +194,7 @@ def test_a_revoked_token_hears_no_more(sqlite_served, monkeypatch):
         sqlite_served.broker.call(Store("token", split_token(token)[0], None))
         enqueue(sqlite_served, "mail", 1)
         with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                connection.recv(FAR)
-                enqueue(sqlite_served, "mail", 1)
+            to_the_end(connection, lambda: enqueue(sqlite_served, "mail", 1))
     assert closed.value.rcvd.code == live.OVER
 
 

@@ -70,7 +70,8 @@ PAGE_POLICY: Final = (
 )
 _ALWAYS: Final[Headers] = (
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    # Not no-referrer: with that, a browser sends the login form of our own page with the origin "null".
+    (b"referrer-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )

@@ -1,7 +1,7 @@
 """The route that compares two results of the benchmark, which a browser has read from files.
 
-The comparison is that of ``spool bench compare``, run as a process of its own: it brings SciPy and the benchmark with it,
-which a server has no other use for, and takes a second.
+The comparison is that of ``spool bench compare``, run as a process of its own: it brings SciPy and the benchmark, which
+a server has no other use for, and takes a second.
 """
 
 from __future__ import annotations

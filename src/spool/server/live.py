@@ -42,7 +42,11 @@ async def live(ask: Ask[None, None]) -> None:
     await receive()
     await send({"type": "websocket.accept"})
     client = hub.join(ask.principal.queues)
-    sending = asyncio.ensure_future(_send_all(ask, client, lambda text: send({"type": "websocket.send", "text": text})))
+
+    async def write(text: str) -> None:
+        await send({"type": "websocket.send", "text": text})
+
+    sending = asyncio.ensure_future(_send_all(ask, client, write))
     hearing = asyncio.ensure_future(_hear(client, receive))
     try:
         await asyncio.wait((sending, hearing), return_when=asyncio.FIRST_COMPLETED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -34,15 +34,15 @@ Tree = dict[str, Any]
 
 
 def plain(value: Any) -> Any:
-    """Return a struct or value as JSON has it, without the keys whose value is null: in a patch that means to delete."""
+    """Return a struct as JSON has it, without the keys whose value is null: in a patch that means to delete."""
     return _without_null(msgspec.to_builtins(value))
 
 
 def _without_null(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    pairs: Iterable[tuple[str, Any]] = value.items()  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
-    return {key: _without_null(each) for key, each in pairs if each is not None}
+    tree: Tree = value
+    return {key: _without_null(each) for key, each in tree.items() if each is not None}
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -108,14 +108,15 @@ class Watch:
 
     async def summary(self, only: frozenset[str] | None) -> Tree:
         """Return how all stands (`spool.telemetry.survey`), for who sees all queues or only some."""
-        found = plain(await asyncio.to_thread(survey, self._broker, only))
-        found.pop("now")
-        return found
+        found: Tree = plain(await asyncio.to_thread(survey, self._broker, only))
+        return {name: value for name, value in found.items() if name != "now"}
 
     async def tail(self, queue: str) -> Tree:
         """Return the last seconds of the history, of one queue or all ("")."""
         course = await asyncio.to_thread(self._history.course, 60, queue)
-        return {name: _last(value) for name, value in msgspec.to_builtins(course).items() if isinstance(value, dict | list)}
+        return {
+            name: _last(value) for name, value in msgspec.to_builtins(course).items() if isinstance(value, dict | list)
+        }
 
     def _queue(self, name: str, stats: QueueStats) -> Tree:
         ended = sum(stats.totals.get(end, 0) for end in _ENDS)
@@ -186,6 +187,6 @@ class Watch:
 
 def _last(value: Any) -> Any:
     if isinstance(value, dict):
-        pairs: Iterable[tuple[str, Any]] = value.items()  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
-        return {key: _last(each) for key, each in pairs}
+        tree: Tree = value
+        return {key: _last(each) for key, each in tree.items()}
     return value[-STEPS:]

@@ -274,7 +274,7 @@ class Machine:
         self.version = __version__
         self.python = f"{sys.implementation.name} {platform.python_version()}"
 
-    def memory(self) -> int:  # noqa: PLR6301 - of this process, as the rest
+    def memory(self) -> int:
         """Return the bytes that it has resident now."""
         fields = _read("/proc/self/statm").split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0

@@ -1,7 +1,7 @@
 // Elements, and text that others wrote. Text becomes a text node and nothing else: whatever it holds is only seen.
 
-/** Characters that hide, reorder or control: shown by name, since what cannot be seen can deceive. */
-const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\u3164\ufeff\ufff9-\ufffb\u{e0000}-\u{e0fff}]+/gu;
+/** Characters that hide, reorder, control or pile up: shown by name, since what cannot be seen can deceive. */
+const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\u3164\ufeff\ufff9-\ufffb\u{e0000}-\u{e0fff}]+|(?<=\p{M}{4})\p{M}+/gu;
 const LINE = 300;
 const BLOCK = 20_000;
 
@@ -31,6 +31,7 @@ export function fill(element, ...children) {
 }
 
 function named(characters) {
+    if (/^\p{M}/u.test(characters)) return [`${[...characters].length} more marks`];
     return [...characters].map((each) => {
         const code = each.codePointAt(0);
         if (code < 0x20) return String.fromCodePoint(0x2400 + code);

@@ -21,7 +21,7 @@ export const rate = (value) => (value >= 100 ? whole.format(value) : one.format(
 /** Seconds, with the unit that suits them. */
 export function duration(seconds) {
     if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
-    if (seconds === 0) return "0 s";
+    if (seconds === 0) return "0 ms";
     if (seconds < 1e-3) return `${three.format(seconds * 1e6)} µs`;
     if (seconds < 1) return `${three.format(seconds * 1e3)} ms`;
     if (seconds < 60) return `${three.format(seconds)} s`;

@@ -8,8 +8,13 @@ import { onLive } from "../live.js";
 
 const PAUSE = 700;
 
-/** The error of a group as a text to look for: its pattern up to what varies. */
-const literal = (group) => `${group.error_type}: ${group.message}`.split("<")[0].slice(0, 200).trimEnd();
+const VARIES = /<(?:email|id|hex|token|n)>/;
+
+/** The error of a group as a text to look for: the longest part of its pattern in which nothing varies. */
+function literal(group) {
+    const parts = `${group.error_type}: ${group.message}`.split(VARIES);
+    return parts.reduce((longest, part) => (part.length > longest.length ? part : longest), "");
+}
 
 /** Which jobs are meant: of a group, or of a queue, or all. */
 function criteria(group, queue) {

@@ -43,14 +43,14 @@ function timeline(job) {
 
 function progress(job) {
     if (!job.progress) return null;
-    const [, done, total, message, at] = job.progress;
+    const { done, total, message, at } = job.progress;
     const bar = total ? h("progress", { max: total, value: done, "aria-label": "Progress" }) : null;
     return h("section", { class: "card stack" }, h("h2", {}, "Progress"), bar, h("p", {}, total ? `${done} of ${total}` : String(done), message ? ": " : "", message ? said(message) : "", " ", h("span", { class: "soft" }, ago(at))));
 }
 
 function log(job) {
     if (!job.log?.length) return null;
-    const lines = job.log.map(([, at, attempt, level, logger, message]) => h("li", {},
+    const lines = job.log.map(({ at, attempt, level, logger, message }) => h("li", {},
         h("time", { title: moment(at), class: "soft" }, new Date(at).toLocaleTimeString("en-GB")),
         h("span", { class: /^(ERROR|CRITICAL)$/.test(level) ? "bad" : level === "WARNING" ? "warn" : "soft", title: `attempt ${attempt}` }, said(level)),
         h("span", { class: "text" }, said(logger), " ", said(message, 2000))));

@@ -80,7 +80,9 @@ def test_panels_have_ids_titles_and_places_of_their_own():
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
         cells = {
-            (x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
         }
         assert panel["title"]
         assert max(x for x, _ in cells) < 24
@@ -166,7 +168,9 @@ def test_grafana_is_provisioned_with_what_is_there():
 
 def test_the_image_is_made_of_what_is_there_and_runs_as_nobody():
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]]
+    copied = [
+        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
+    ]
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     assert copied
     for each in copied:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
 def _without_null(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    tree: Tree = value
+    tree = cast("Tree", value)
     return {key: _without_null(each) for key, each in tree.items() if each is not None}
 
 
@@ -187,6 +187,6 @@ class Watch:
 
 def _last(value: Any) -> Any:
     if isinstance(value, dict):
-        tree: Tree = value
+        tree = cast("Tree", value)
         return {key: _last(each) for key, each in tree.items()}
     return value[-STEPS:]

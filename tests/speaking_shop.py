@@ -1,8 +1,10 @@
 """An app whose tasks say something while they run. Its broker is the environment's SPOOL_URL."""
 
 import asyncio
+import contextvars
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -42,6 +44,19 @@ def in_process(name: str, gate: str = "") -> None:
     _say(name)
     _wait(gate)
     current_job().progress(3, 3, "done")
+
+
+@app.task(record_logs=True, process=True)
+def leaves(gate: str, passed: str) -> None:
+    """Leave a thread behind that says something when the gate opens, in this job's context."""
+
+    def later() -> None:
+        _wait(gate)
+        logger.info("left behind")
+        current_job().progress(99)
+        Path(passed).touch()
+
+    threading.Thread(target=contextvars.copy_context().run, args=(later,), daemon=True).start()
 
 
 def _wait(gate: str) -> None:

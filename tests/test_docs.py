@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.eventually import eventually
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -30,6 +32,7 @@ class Session:
         self.folder = folder
         self.code: list[str] = []
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.server = ""
         scripts = str(Path(sys.executable).parent)
         self.env = os.environ | {
             "PATH": scripts + os.pathsep + os.environ["PATH"],
@@ -50,11 +53,24 @@ class Session:
             if SETS_UP.match(command):
                 script = command.removeprefix("sh ")
                 assert command.startswith("pip") or (ROOT / script).exists(), command
+            elif assigned := re.fullmatch(r"export (\w+)=\$\((.+)\)", command):
+                self.env[assigned[1]] = self.run(["sh", "-euc", assigned[2]]).stdout.strip()
+            elif command == "spool server":
+                self.serve()
             elif command.startswith("spool worker") and "--help" not in command:
                 self.workers.append(subprocess.Popen(shlex.split(command), cwd=self.folder, env=self.env))
             elif command:
+                command = command.replace("http://127.0.0.1:8080", self.server)
                 done = self.run(["sh", "-euc", command])
                 assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    def serve(self) -> None:
+        """Run a server, on a port that is free."""
+        log = self.folder / "server.log"
+        with log.open("w") as file:
+            command = ["spool", "server", "--port", "0"]
+            self.workers.append(subprocess.Popen(command, cwd=self.folder, env=self.env, stderr=file))
+        self.server = eventually(lambda: re.search(r"serving (\S+)", log.read_text()))[1]
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

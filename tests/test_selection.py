@@ -667,3 +667,50 @@ def test_the_bounds_are_those_of_the_brokers():
     lua = (resources.files("spool.broker.redis") / "lua" / "_end.lua").read_text()
     assert re.search(rf"now - {MAX_DEAD_DAYS} \* DAY", lua)
     assert re.search(rf"- {MAX_DEAD}\b", lua)
+
+
+def test_pages_lead_through_all_of_them(app):
+    app.enqueue_many(app.tasks["send"].call(number) for number in range(7))
+    app.enqueue_many(app.tasks["shrink"].options(delay=60).call(str(number)) for number in range(5))
+
+    def pages(limit: int, **filters: Any) -> list[list[str]]:
+        found, cursor = [], ""
+        while True:
+            page = app.jobs(**filters).page(cursor, limit)
+            found.append([job.id for job in page.jobs])
+            cursor = page.cursor
+            if not cursor:
+                return found
+
+    for limit in (1, 3, 12, 100):
+        found = pages(limit)
+        assert all(len(page) <= limit for page in found)
+        assert sorted(id for page in found for id in page) == sorted(job.id for job in app.jobs())
+    assert sum(map(len, pages(2, queue="files", state=["ready", "scheduled"]))) == 5
+    assert pages(10, task="nothing") == [[]]
+
+
+def test_a_cursor_of_a_queue_that_is_gone_leads_on(app):
+    app.enqueue_many(app.tasks["send"].call(number) for number in range(3))
+    app.enqueue_many(app.tasks["shrink"].call(str(number)) for number in range(3))
+    first = app.jobs(state="ready").page("", 2)
+
+    rest = app.jobs(state="ready", queue="mail").page(first.cursor, 10)
+
+    assert [job.queue for job in first.jobs] == ["files", "files"]
+    assert [job.queue for job in rest.jobs] == ["mail", "mail", "mail"]
+
+
+@pytest.mark.parametrize("cursor", ["x", "é", "bm8=", "W10="])
+def test_what_is_no_cursor_is_refused(app, cursor):
+    with pytest.raises(ConfigError, match="cursor"):
+        app.jobs().page(cursor)
+
+
+async def test_a_page_in_an_event_loop(app):
+    await app.tasks["send"].aenqueue(1)
+
+    with pytest.raises(SyncInLoop, match="apage"):
+        app.jobs().page()
+    assert len((await app.jobs().apage()).jobs) == 1
+    await app.aclose()

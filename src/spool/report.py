@@ -127,7 +127,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
 
     ``boot``, ``namespace`` (of pids), ``pid`` and ``born`` (when the process started, in the kernel's ticks since boot)
     name one process of one machine for good, so that a supervisor there can tell that it is gone; empty or 0 where the
-    platform does not tell. ``memory``: bytes of it that the process has resident, 0 where it cannot be told.
+    platform does not tell.
     """
 
     incarnation: str
@@ -146,7 +146,32 @@ class WorkerRow(msgspec.Struct, frozen=True):
     stopping: bool
     version: str
     python: str
+    quiet: bool = False
     memory: int = 0
+    """Bytes of memory that the process takes."""
+
+
+class OrderRow(msgspec.Struct, frozen=True):
+    """What somebody wants one incarnation to do: a document of kind ``order`` under its name, as JSON.
+
+    "quiet": claim no more, and go on with what runs. "stop": stop in order, and do not be replaced. ``at`` in ms,
+    ``by`` whom.
+    """
+
+    order: Literal["quiet", "stop"]
+    at: int
+    by: str
+
+
+_decode_order = msgspec.json.Decoder(OrderRow).decode
+
+
+def read_order(body: bytes) -> OrderRow:
+    """Read an order. Raises `StoreCorrupt`."""
+    try:
+        return _decode_order(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StoreCorrupt(f"an order cannot be read: {error}") from error
 
 
 encode_row = msgspec.json.Encoder().encode

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from spool import Spool
+from spool import Spool, testing
 from spool.broker import Broker, Load, connect
 from spool.catalogue import publish
 from spool.server import ServerSettings
@@ -45,7 +45,11 @@ class Served:
 
     def client(self, *scopes: str, queues: list[str] | None = None) -> httpx.Client:
         """Return a client with a token of these scopes (default admin)."""
-        return self.anonymous(headers={"Authorization": f"Bearer {self.token(*scopes, queues=queues)}"})
+        return self.client_of(self.token(*scopes, queues=queues))
+
+    def client_of(self, token: str | None) -> httpx.Client:
+        """Return a client with this token."""
+        return self.anonymous(headers={"Authorization": f"Bearer {token}"})
 
     def anonymous(self, **given) -> httpx.Client:
         """Return a client without a token."""
@@ -67,6 +71,16 @@ class Served:
     async def _declare(self, app: Spool) -> None:
         broker = connect(self.store_url)  # of this loop alone
         await publish(app.tasks.values(), broker)
+        await broker.aclose()
+
+    def run_all(self, app: Spool) -> None:
+        """Run the jobs of an app's tasks until nothing is ready."""
+        asyncio.run(self._run_all(app))
+
+    async def _run_all(self, app: Spool) -> None:
+        broker = connect(self.store_url)
+        with app.using(broker):
+            await testing.arun_until_idle(app)
         await broker.aclose()
 
     def close(self) -> None:

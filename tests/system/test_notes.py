@@ -74,6 +74,20 @@ def test_a_task_that_says_nothing_of_it_is_recorded_when_the_worker_does(url):
         assert said(handle.job()) == ["unheard b"]
 
 
+def test_what_a_job_leaves_behind_in_its_process_speaks_for_no_other(url, tmp_path):
+    gate, passed, end = (tmp_path / name for name in ("gate", "passed", "end"))
+    with working(url):
+        shop.leaves.enqueue(str(gate), str(passed)).result(15)
+        handle = shop.in_process.enqueue("x", str(end))
+        eventually(lambda: len(handle.job().log) == 2, 15)
+        gate.touch()
+        eventually(passed.exists, 15)
+        end.touch()
+        handle.result(15)
+        assert said(handle.job()) == ["hello x", "attempt 1"]
+        assert handle.progress().done == 3
+
+
 def test_lines_of_both_attempts_are_kept_with_the_dead_job(url):
     with working(url):
         handle = shop.fails.enqueue("x")

@@ -164,7 +164,7 @@ def workers(*, url: str | None, as_json: bool) -> None:
                 f"{row.running} of {row.concurrency}",
                 moment(row.started),
                 f"{row.version}, Python {row.python}",
-                "stopping" if row.stopping else "running",
+                "stopping" if row.stopping else "quiet" if row.quiet else "running",
             )
             for row in rows
         ],

@@ -95,6 +95,8 @@ def _run(serving: Serving) -> int:
     click.echo(f"serving {serving.url}", err=True)
     if serving.first_token is not None:
         click.echo(f"a token to log in with, shown this once: {serving.first_token}", err=True)
+    if not serving.settings.local and not serving.settings.allowed_hosts:
+        click.echo("requests by other names than its address are refused: see --allowed-host", err=True)
     if not serving.settings.auth:
         click.echo("nobody is asked for a token: whoever reaches this address may do anything", err=True)
     while serving.alive and not told.wait(1.0):

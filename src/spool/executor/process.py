@@ -154,6 +154,8 @@ class Voice:
 
     def note(self, run: Run) -> None:
         """Send what the run says, in a while."""
+        if run.ended:  # a thread that it left behind, while the next job runs
+            return
         self._run = run
         self._wanted.set()
         if self._thread is None:
@@ -164,7 +166,6 @@ class Voice:
         """Send what is left to say, and the reply."""
         with self._sending:
             if self._run is not None:
-                self._run.ended = monotonic_ns()
                 self._send(self._run)
                 self._run = None
             send_frame(self._sock, reply)
@@ -213,3 +214,5 @@ def _attempt(tasks: Mapping[str, Recipe], of: Request, voice: Voice) -> list[Any
         failures = run.read_tally()[0].failures + 1
         again = called and not returned
         return ["failed", judge(error, recipe.policy, failures) if again else describe(error)]
+    finally:
+        run.ended = monotonic_ns()

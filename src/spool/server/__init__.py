@@ -8,7 +8,14 @@ Needs the extra ``server``: ``pip install 'spool-queue[server]'``.
 
 from __future__ import annotations
 
-from spool.server.app import App, create_app
+try:
+    from spool.server.app import App, create_app
+except ModuleNotFoundError as error:
+    if error.name != "starlette":
+        raise
+    raise ModuleNotFoundError(
+        "spool.server needs the extra 'server': pip install 'spool-queue[server]'", name=error.name
+    ) from error
 from spool.server.settings import Limits, ServerSettings
 
 __all__ = ["App", "Limits", "ServerSettings", "create_app"]

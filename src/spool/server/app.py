@@ -95,11 +95,11 @@ class App:
             if operation.method in method:
                 raise ValueError(f"{operation.method} {operation.path} is declared twice")
             method[operation.method] = _Endpoint(self, operation)
-        self._literal = {path: _Path(methods) for path, methods in paths.items() if "{" not in path}
+        self._literal = {path: _Path(self, methods) for path, methods in paths.items() if "{" not in path}
         self._router = Router(
-            [Route(path, _Path(methods), methods=None) for path, methods in paths.items() if "{" in path],
+            [Route(path, _Path(self, methods), methods=None) for path, methods in paths.items() if "{" in path],
             redirect_slashes=False,
-            default=_nowhere,
+            default=self._nowhere,
         )
         self._stack: AsyncExitStack | None = None
 
@@ -121,9 +121,8 @@ class App:
         try:
             await self._dispatch(scope, receive, send)
         except Refused as refusal:
-            if refusal.problem.status == 401 and login.wanted(scope):
-                reply = login.instead(scope)
-                await _send(send, reply.status, reply.content, reply.headers, reply.media.encode())
+            if refusal.problem.status == 401 and _is_for_people(scope):
+                await self._show_login(scope, send)
             else:
                 await _send_problem(send, refusal)
         except SpoolError as error:
@@ -136,17 +135,30 @@ class App:
         finally:
             self._under_way -= 1
 
+    async def _show_login(self, scope: Any, send: Send) -> None:
+        query = scope.get("query_string", b"").decode("latin-1")
+        reply = login.page(scope["path"] + (f"?{query}" if query else ""), status=401)
+        await _send(send, 401, reply.content, (), reply.media.encode())
+
     async def _dispatch(self, scope: Any, receive: Any, send: Send) -> None:
-        services = self.services
-        headers = single_headers(scope["headers"])
-        services.doors.check_host(headers)
-        caller = await services.doors.authenticate(headers)
-        scope["spool"] = (caller, headers)
+        scope["spool"] = headers = single_headers(scope["headers"])
+        self.services.doors.check_host(headers)
         path = self._literal.get(scope["path"])
         if path is not None:
             await path(scope, receive, send)
         else:
             await self._router(scope, receive, send)
+
+    async def known(self, scope: Any) -> Principal:
+        """Return who asks, or refuse who did not say (401)."""
+        caller = await self.services.doors.authenticate(scope["spool"])
+        if caller is None:
+            raise Refused(401, "this needs a token, as Authorization: Bearer spool_…, or a login", _LOGIN)
+        return caller
+
+    async def _nowhere(self, scope: Any, _receive: Any, _send: Send) -> None:
+        await self.known(scope)
+        raise Refused(404, "there is nothing at this path")
 
     async def _websocket(self, scope: Any, receive: Any, send: Send) -> None:
         try:
@@ -183,7 +195,8 @@ class App:
 class _Path:
     """The methods of one path, as an ASGI application."""
 
-    def __init__(self, methods: Mapping[str, _Endpoint]) -> None:
+    def __init__(self, app: App, methods: Mapping[str, _Endpoint]) -> None:
+        self._app = app
         self._methods = methods
         self._allow = ", ".join(sorted({*methods, "HEAD", "OPTIONS"} - {"WEBSOCKET"}))
         self._open = any(endpoint.operation.scope is None for endpoint in methods.values())
@@ -195,7 +208,7 @@ class _Path:
             await endpoint(scope, receive, send)
             return
         if not self._open:
-            known(scope)
+            await self._app.known(scope)
         allow = ((b"allow", self._allow.encode()),)
         if method == "OPTIONS":
             await _send(send, 204, b"", allow, b"")
@@ -203,24 +216,12 @@ class _Path:
         raise Refused(405, f"allowed are {self._allow}", allow)
 
 
-async def _nowhere(scope: Any, _receive: Any, _send: Send) -> None:
-    known(scope)
-    raise Refused(404, "there is nothing at this path")
-
-
-def known(scope: Any) -> Principal:
-    """Return who asks, or refuse who did not say (401)."""
-    caller: Principal | None = scope["spool"][0]
-    if caller is None:
-        raise Refused(401, "this needs a token, as Authorization: Bearer spool_…, or a login", _LOGIN)
-    return caller
-
-
 class _Endpoint:
     """One operation, as an ASGI application."""
 
     def __init__(self, app: App, operation: Operation) -> None:
         self.operation = operation
+        self._app = app
         self._services = app.services
         self._handler = operation.handler
         limits = app.services.settings.limits
@@ -234,8 +235,8 @@ class _Endpoint:
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
         operation, services = self.operation, self._services
-        headers = scope["spool"][1]
-        caller = self._checked(scope, headers)
+        headers = scope["spool"]
+        caller = await self._checked(scope, headers)
         path: dict[str, str] = scope.get("path_params") or {}
         _check_path(path, caller)
         query = None if self._query is None else self._query.read(scope.get("query_string", b""))
@@ -251,12 +252,12 @@ class _Endpoint:
             return
         await self._answer(ask, await self._audited(ask), send)
 
-    def _checked(self, scope: Any, headers: Mapping[bytes, bytes]) -> Principal:
+    async def _checked(self, scope: Any, headers: Mapping[bytes, bytes]) -> Principal:
         """Return who asks, if that one may."""
         operation, services = self.operation, self._services
         caller = ANYBODY
         if operation.scope is not None:
-            caller = known(scope)
+            caller = await self._app.known(scope)
             if operation.scope not in caller.scopes:
                 raise Refused(403, f"this needs a token with the scope {operation.scope!r}")
             self._rate.check(caller.id)
@@ -276,11 +277,9 @@ class _Endpoint:
                 _check_type(headers, self.operation.media)
             return body
         # Also where no body is expected: a page of another origin cannot send this type without asking first.
-        if body or self._decode is not None:
+        if body:
             _check_type(headers, "application/json")
-        if self._decode is None:
-            return None
-        return self._decode(body or b"{}")
+        return None if self._decode is None else self._decode(body or b"{}")
 
     async def _audited(self, ask: Any) -> Any:
         scope = ask.asgi[0]
@@ -309,6 +308,12 @@ class _Endpoint:
             await application(scope, receive, _guarded(send))
         else:
             await _send(send, status, _encoded(answer), (), b"application/json")
+
+
+def _is_for_people(scope: Any) -> bool:
+    """Whether a browser asks for a page, which is no place to show a problem document."""
+    accepted = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+    return scope["method"] == "GET" and b"text/html" in accepted and not scope["path"].startswith("/api/")
 
 
 def _client(scope: Any) -> str:
@@ -344,11 +349,8 @@ class _QueryReader:
 
     def __init__(self, struct: type[msgspec.Struct]) -> None:
         self._struct = struct
-        self._lists = {
-            field.encode_name
-            for field in msgspec.structs.fields(struct)
-            if any(isinstance(part, msgspec.inspect.ListType) for part in _parts(field.type))
-        }
+        self._lists = _taking(struct, msgspec.inspect.ListType)
+        self._texts = _taking(struct, msgspec.inspect.StrType)
 
     def read(self, query: bytes) -> Any:
         given: dict[str, Any] = {}
@@ -359,11 +361,22 @@ class _QueryReader:
         for name, value in pairs:
             if name in self._lists:
                 given.setdefault(name, []).append(value)
+            elif value.lower() == "null" and name not in self._texts:
+                raise Refused(400, f"the parameter {name[:50]!r} is left out where it is none")
             elif name in given:
                 raise Refused(400, f"the parameter {name[:50]!r} is given twice")
             else:
                 given[name] = value
         return msgspec.convert(given, self._struct, strict=False)
+
+
+def _taking(struct: type[msgspec.Struct], kind: type[msgspec.inspect.Type]) -> set[str]:
+    """Return the fields that take what is of this kind."""
+    return {
+        field.encode_name
+        for field in msgspec.structs.fields(struct)
+        if any(isinstance(part, kind) for part in _parts(field.type))
+    }
 
 
 def _parts(annotation: Any) -> Sequence[msgspec.inspect.Type]:
@@ -388,7 +401,7 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, msgspec.Struct):
         value = {field: getattr(value, field) for field in value.__struct_fields__}
     if isinstance(value, dict):
-        pairs = cast("dict[Any, Any]", value).items()
+        pairs = cast("dict[Any, Any]", value).items()  # type: ignore[redundant-cast] # pyright knows less of it
         return {key if isinstance(key, str) else repr(key): _plain(each, depth + 1) for key, each in pairs}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(each, depth + 1) for each in cast("Iterable[Any]", value)]

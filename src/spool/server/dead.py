@@ -14,7 +14,7 @@ from spool.server.jobs import Jobs, Nothing, find, moment
 from spool.server.problems import Refused
 from spool.server.queues import Changed
 from spool.server.replays import Replay
-from spool.server.routes import Ask, Operation, Reply
+from spool.server.routes import Ask, Name, Operation, Reply, Whole
 from spool.settings import MAX_SECONDS
 
 _Moment = Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)]
@@ -24,9 +24,9 @@ _Text = Annotated[str, Meta(min_length=1)]
 class DeadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead jobs: all that meet every one of these. Times in ms since the epoch, when they died."""
 
-    queue: list[str] = []
+    queue: list[Name] = []
     id: list[str] = []
-    task: str | None = None
+    task: Name | None = None
     error: _Text | None = None
     since: _Moment | None = None
     until: _Moment | None = None
@@ -37,8 +37,8 @@ class DeadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class GroupsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """As `DeadQuery`; ``limit`` groups at most, the largest."""
 
-    queue: list[str] = []
-    task: str | None = None
+    queue: list[Name] = []
+    task: Name | None = None
     error: _Text | None = None
     since: _Moment | None = None
     until: _Moment | None = None
@@ -48,12 +48,12 @@ class GroupsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DeadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead jobs, as in `DeadQuery`; those of all queues only with ``everything``."""
 
-    queue: list[str] = []
+    queue: list[Name] = []
     id: list[str] = []
-    task: str | None = None
+    task: Name | None = None
     error: _Text | None = None
-    since: _Moment | None = None
-    until: _Moment | None = None
+    since: Whole | None = None
+    until: Whole | None = None
     everything: bool = False
 
 
@@ -63,12 +63,12 @@ class ReplayRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``wait``: seconds that the answer may take; a replay that takes longer goes on, see ``/api/v1/dead/replays``.
     """
 
-    queue: list[str] = []
+    queue: list[Name] = []
     id: list[str] = []
-    task: str | None = None
+    task: Name | None = None
     error: _Text | None = None
-    since: _Moment | None = None
-    until: _Moment | None = None
+    since: Whole | None = None
+    until: Whole | None = None
     everything: bool = False
     rate: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     wait: Annotated[float, Meta(ge=0, le=60)] = 10.0
@@ -113,7 +113,7 @@ def _check_meant(request: DeadRequest | ReplayRequest) -> None:
     # A restricted token's own queues narrow nothing that its holder has said.
     narrowed = request.queue or request.id or request.task or request.error or request.since or request.until
     if not narrowed and not request.everything:
-        raise Refused(400, "that would be every dead job of every queue: say which, or everything: true")
+        raise Refused(422, "that would be every dead job of every queue: say which, or everything: true")
 
 
 def _chosen(ask: Ask[Any, Any], by: Any, queues: list[str], ids: list[str] | None) -> Selection:

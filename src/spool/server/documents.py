@@ -31,12 +31,13 @@ class Documents(Generic[T]):
         self._reading: asyncio.Task[None] | None = None
 
     async def get(self, key: str) -> T | None:
-        """Return one, None if it is not there."""
-        if time.monotonic() - self._at > FRESH:
-            await self.refresh()
-        found = self._rows.get(key)
-        if found is None and time.monotonic() - self._at > AGAIN:
-            await self.refresh()
+        """Return one, None if it is not there: then it was not there after this was called."""
+        asked = time.monotonic()
+        found = (await self.recent()).get(key)
+        while found is None and self._at < asked:
+            await asyncio.sleep(max(0.0, self._at + AGAIN - time.monotonic()))
+            if self._at < asked:  # else somebody else has read them meanwhile
+                await self.refresh()
             found = self._rows.get(key)
         return found
 

@@ -19,6 +19,7 @@ from spool.job import VERSION, Priority, Record, check_name, encode_record, new_
 from spool.payload import Signature
 from spool.report import TaskParameter, TaskRow, read_task_row
 from spool.server.documents import Documents
+from spool.server.routes import Name, Whole
 from spool.settings import MAX_SECONDS, check_durability, check_priority, checked_headers, overrides, seconds
 
 CHUNK_JOBS: Final = 500
@@ -36,15 +37,15 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``delay``, ``timeout`` and ``result_ttl`` are in seconds.
     """
 
-    task: str
+    task: Name
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    queue: str | None = None
-    id: str | None = None
+    queue: Name | None = None
+    id: Name | None = None
     delay: _Seconds | None = None
-    at: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    at: Whole | None = None
     priority: Priority | None = None
-    retries: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    retries: Whole | None = None
     timeout: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] | None = None
     result_ttl: _Seconds | None = None
     on_disconnect: Literal["stop", "continue"] | None = None
@@ -117,7 +118,9 @@ class Intake:
     async def seal(self, request: JobRequest) -> tuple[str, NewJob]:
         """Return the queue and the job of a request. Raises `ConfigError`, `TaskError` or `PayloadError`."""
         name = request.task
-        known = self._tasks.held(name) or await self._tasks.get(name)
+        known = self._tasks.held(name)
+        if known is None:
+            known = await self._tasks.get(name) if request.queue is None else (await self._tasks.recent()).get(name)
         row, signature = (None, None) if known is None else (known.row, known.signature)
         if row is None or signature is None:
             if request.queue is None:
@@ -144,7 +147,12 @@ class Intake:
             fingerprint,
             int(time.time() * 1000),
             msgspec.Raw(payload),
-            overrides(request.retries, request.timeout, request.result_ttl, request.on_disconnect),
+            overrides(
+                None if request.retries is None else int(request.retries),
+                request.timeout,
+                request.result_ttl,
+                request.on_disconnect,
+            ),
             checked_headers(request.headers) if request.headers else None,
         )
         return NewJob(
@@ -153,7 +161,7 @@ class Intake:
             priority,
             row.lane,
             0 if request.delay is None else round(seconds("delay", request.delay) * 1000),
-            0 if request.at is None else max(1, request.at),
+            0 if request.at is None else max(1, int(request.at)),
             fingerprint,
         )
 

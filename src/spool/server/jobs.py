@@ -12,10 +12,10 @@ from msgspec import Meta
 from spool.broker import Act, Delete, Get, Replay, cancellation
 from spool.catalogue import Catalogue
 from spool.errors import JobConflict, JobNotFound, SpoolError
-from spool.job import Job, Snapshot, State, view
+from spool.job import Job, LogLine, Progress, Snapshot, State, view
 from spool.server.intake import JobRequest
 from spool.server.problems import Problem, Refused, problem_of
-from spool.server.routes import Ask, Operation, Reply
+from spool.server.routes import Ask, Name, Operation, Reply
 from spool.settings import MAX_SECONDS
 
 LONGEST_WAIT: Final = 60.0
@@ -75,23 +75,24 @@ class Result(msgspec.Struct, frozen=True):
     traceback: str = ""
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """How far a job is, in its own words."""
+class Told(msgspec.Struct, frozen=True):
+    """What a job said of itself: how far it is, and its last log lines; ``log_dropped`` counts those before."""
 
     queue: str
     id: str
     state: State
-    progress: Any
-    log: Any
+    progress: Progress | None
+    log: list[LogLine]
+    log_dropped: int
 
 
 class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which jobs: all that meet every one of these. Times in ms since the epoch, when they ended, else were created."""
 
-    queue: list[str] = []
+    queue: list[Name] = []
     state: list[State] = []
     id: list[str] = []
-    task: str | None = None
+    task: Name | None = None
     error: Annotated[str, Meta(min_length=1)] | None = None
     since: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
     until: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
@@ -208,9 +209,12 @@ async def find(ask: Ask[Any, None], states: list[State]) -> Jobs:
     return Jobs([catalogue.redacted(job) for job in page.jobs], page.cursor)
 
 
-def moment(at: int | None) -> dt.datetime | None:
-    """Return a time in ms since the epoch as a selection takes it."""
-    return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
+def moment(at: float | None) -> dt.datetime | None:
+    """Return a time in ms since the epoch as a selection takes it; one that no calendar has is refused."""
+    try:
+        return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise Refused(422, f"{at:.0f} ms after 1970 is beyond any calendar") from error
 
 
 async def list_jobs(ask: Ask[JobsQuery, None]) -> Jobs:
@@ -267,12 +271,10 @@ async def _gone(receive: Any) -> None:
         pass
 
 
-async def progress(ask: Ask[None, None]) -> Progress:
+async def progress(ask: Ask[None, None]) -> Told:
     """Return how far a job says that it is, and what it has logged; both are empty for a job that says nothing."""
-    snapshot = await look_up(ask)
-    # Until the store keeps them.
-    said, log = getattr(snapshot, "progress", None), getattr(snapshot, "log", None)
-    return Progress(snapshot.queue, snapshot.id, snapshot.state, said, log)
+    job = view(await look_up(ask))
+    return Told(job.queue, job.id, job.state, job.progress, job.log, job.log_dropped)
 
 
 async def cancel(ask: Ask[None, CancelRequest]) -> Acted:
@@ -344,5 +346,5 @@ ROUTES = (
     Operation("POST", f"{_JOB}/retry", retry, "operate", "Retry a dead job", request=Nothing, response=Acted),
     Operation("POST", f"{_JOB}/delete", delete, "operate", "Delete a job", request=Nothing, response=Acted),
     Operation("DELETE", _JOB, delete, "operate", "Delete a job", response=Acted),
-    Operation("GET", f"{_JOB}/progress", progress, "read", "Show a job's progress", response=Progress),
+    Operation("GET", f"{_JOB}/progress", progress, "read", "Show a job's progress", response=Told),
 )

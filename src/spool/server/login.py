@@ -1,7 +1,6 @@
 """The login page, and how a browser comes to its session and rids itself of it.
 
-The page is a plain form, which works without its style and its script (that only chooses light or dark). Who asks for
-a page without being logged in gets it in its place.
+The page is a plain form, which works without its style and its script (that only chooses light or dark).
 """
 
 from __future__ import annotations
@@ -80,18 +79,6 @@ def page(onward: str, message: str = "", status: int = 200) -> Reply:
     return Reply(text.encode(), status, (), "text/html; charset=utf-8")
 
 
-def wanted(scope: Any) -> bool:
-    """Whether somebody who has not logged in asks for a page, and not for data."""
-    accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
-    return scope["method"] == "GET" and b"text/html" in accept and not scope["path"].startswith(("/api/", "/static/"))
-
-
-def instead(scope: Any) -> Reply:
-    """Return the login page in place of a page, to which it leads."""
-    query = scope.get("query_string", b"").decode("latin-1")
-    return page(f"{scope['path']}?{query}" if query else scope["path"], status=401)
-
-
 async def show(ask: Ask[LoginQuery, None]) -> Reply:
     """Return the login page."""
     return page(ask.query.next)
@@ -126,12 +113,14 @@ def _read_form(body: bytes) -> tuple[str, str]:
     return fields.get("token", [""])[0].strip(), fields.get("next", ["/"])[0]
 
 
-class _Login(msgspec.Struct, frozen=True):
+class Login(msgspec.Struct, frozen=True):
+    """A token, for which there will be a session. A form may have it as well."""
+
     token: str
 
 
 def _read_json(body: bytes) -> tuple[str, str]:
-    return msgspec.json.decode(body, type=_Login).token.strip(), "/"
+    return msgspec.json.decode(body, type=Login).token.strip(), "/"
 
 
 async def log_out(ask: Ask[None, None]) -> Reply:
@@ -162,7 +151,9 @@ ROUTES = (
         produces="text/html; charset=utf-8",
         response=str,
     ),
-    Operation("POST", "/login", log_in, None, "Log in", media="*/*", documented=False, mutates=False),
-    Operation("POST", "/logout", log_out, None, "Log out", media="*/*", documented=False, mutates=False),
+    Operation(
+        "POST", "/login", log_in, None, "Log in", media="*/*", shown_request=Login, response=LoggedIn, mutates=False
+    ),
+    Operation("POST", "/logout", log_out, None, "Log out", media="*/*", status=303, mutates=False),
     Operation("GET", "/api/v1/me", who, "read", "Whose token or session this is", response=LoggedIn, queues=True),
 )

@@ -69,9 +69,10 @@ def _operation(operation: Operation) -> dict[str, Any]:
         shown["security"] = []
     request = operation.shown_request or operation.request
     if request is not None:
-        schema = {operation.media: {"schema": _schema(request)}}
+        media = operation.media.replace("*/*", "application/json")
+        schema = {media: {"schema": _schema(request)}}
         shown["requestBody"] = {"required": _has_required(request), "content": schema}
-    elif operation.media != "application/json":
+    elif operation.media not in ("application/json", "*/*"):
         binary = {"schema": {"type": "string", "format": "binary"}}
         shown["requestBody"] = {"required": True, "content": {operation.media: binary}}
     return shown
@@ -125,8 +126,12 @@ def _problems(operation: Operation) -> list[int]:
     found = [400, 421, 429, 500, 503]
     if operation.scope is not None:
         found += [401, 403]
-    if "{" in operation.path or operation.query is not None:
+    if "{" in operation.path:
         found += [404]
+    if operation.query is not None:
+        found += [404, 422]
+    if operation.path == "/login":
+        found += [401]
     if operation.method not in ("GET", "WEBSOCKET"):
         found += [403, 404, 409, 413, 415, 422, 507]
     return sorted(set(found))

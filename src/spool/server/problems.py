@@ -17,7 +17,7 @@ from spool.errors import SpoolError
 
 STATUS: Final[dict[type[SpoolError], int]] = {
     errors.SpoolError: 500,
-    errors.ConfigError: 400,
+    errors.ConfigError: 422,
     errors.SyncInLoop: 500,
     errors.TaskError: 422,
     errors.PayloadError: 422,

@@ -38,10 +38,12 @@ operations are refused to such tokens.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
+from spool.job import NAME
 from spool.server.problems import Refused
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q")
 B = TypeVar("B")
+
+Name = Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
+"""Of a queue, a task or a job, in a query or a body."""
+
+Whole = Annotated[float, Meta(ge=0, le=2**53, multiple_of=1)]
+"""A whole number in a body. 3.0 is one in JSON, which knows numbers alone."""
 
 Scope = Literal["read", "enqueue", "work", "operate", "admin"]
 Method = Literal["GET", "POST", "PUT", "DELETE", "WEBSOCKET"]

@@ -102,7 +102,8 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._reading_head:
             self._unread += len(data)  # a header that never ends is not told to anybody
-            self._refused = self._unread > self._limits.headers
+            if self._unread > self._limits.headers:
+                self._refused = True
         if self._refused and not self.transport.is_closing():
             self._answer(431, "the headers are too large")
 
@@ -297,6 +298,7 @@ def _config(app: App, settings: ServerSettings, wardens: Wardens) -> uvicorn.Con
             ws_per_message_deflate=False,
             lifespan="on",
             log_config=None,
+            log_level="error",
             access_log=False,
             proxy_headers=bool(settings.trusted_proxy),
             forwarded_allow_ips=settings.trusted_proxy or None,

@@ -72,7 +72,7 @@ key, or listen on 127.0.0.1; behind a proxy that ends TLS, or on a network that 
     def __post_init__(self) -> None:
         if bool(self.certificate) != bool(self.key):
             raise ConfigError("TLS needs both a certificate and a key")
-        if self.insecure or is_loopback(self.host):
+        if self.insecure or self.local:
             return
         if not self.auth:
             raise ConfigError(
@@ -84,6 +84,11 @@ key, or listen on 127.0.0.1; behind a proxy that ends TLS, or on a network that 
                 f"{self.host} can be reached from other machines, and there is no TLS: give certificate and key, or "
                 "listen on 127.0.0.1; behind a proxy that ends TLS, or on a network that you trust, say --insecure"
             )
+
+    @property
+    def local(self) -> bool:
+        """Whether nobody but this machine can reach it."""
+        return is_loopback(self.host)
 
     @property
     def hosts(self) -> frozenset[str]:

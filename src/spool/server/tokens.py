@@ -11,7 +11,7 @@ from spool.broker import Load, Store
 from spool.server.audit import Entry
 from spool.server.auth import KIND, TokenRow, new_token, storing
 from spool.server.problems import Refused
-from spool.server.routes import Ask, Operation, Reply, Scope
+from spool.server.routes import Ask, Name, Operation, Reply, Scope
 from spool.settings import MAX_SECONDS
 
 
@@ -36,9 +36,9 @@ class Tokens(msgspec.Struct, frozen=True):
 class TokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A token to make: for these scopes, for some queues only, for so many seconds."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    name: Annotated[str, Meta(pattern=r"^[!-~][ -~]{0,98}[!-~]?$")]
     scopes: Annotated[list[Scope], Meta(min_length=1, max_length=5)]
-    queues: Annotated[list[str], Meta(max_length=100)] = []
+    queues: Annotated[list[Name], Meta(max_length=100)] = []
     expires_in: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] | None = None
 
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 from spool.broker import Broker, Find, Load, Store
 from spool.errors import StoreCorrupt
 from spool.job import State, view
-from spool.report import WorkerRow, read_row
+from spool.report import OrderRow, WorkerRow, read_order, read_row
 from spool.server.documents import load
 from spool.server.jobs import Nothing
 from spool.server.problems import Refused
@@ -18,6 +18,8 @@ from spool.server.routes import Ask, Operation
 
 ORDER_TTL: Final = 3_600_000
 _PAGES: Final = 20
+
+_State = Literal["running", "quiet", "stopping"]
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -31,10 +33,13 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """A worker process as it described itself last. ``state`` is "stopping" or "running"; ``now`` the store's clock."""
+    """A worker process as it described itself last, every few seconds.
+
+    ``ordered`` is what it was told, which it may not have done yet; ``now`` is the store's clock.
+    """
 
     row: WorkerRow
-    state: Literal["running", "quiet", "stopping"]
+    state: _State
     ordered: Literal["quiet", "stop"] | None
     now: int
 
@@ -82,24 +87,16 @@ async def reported(broker: Broker) -> list[Worker]:
         except StoreCorrupt:
             continue
         ordered = _order(orders.get(row.incarnation))
-        state: Literal["running", "quiet", "stopping"] = "stopping" if row.stopping else "running"
+        state: _State = "stopping" if row.stopping else "quiet" if row.quiet else "running"
         workers.append(Worker(row, state, ordered, now))
     return sorted(workers, key=lambda each: (each.row.host, each.row.started, each.row.incarnation))
 
 
 def _order(body: bytes | None) -> Literal["quiet", "stop"] | None:
-    if body is None:
-        return None
     try:
-        return msgspec.json.decode(body, type=_Order).order
-    except msgspec.MsgspecError:
+        return None if body is None else read_order(body).order
+    except StoreCorrupt:
         return None
-
-
-class _Order(msgspec.Struct, frozen=True):
-    order: Literal["quiet", "stop"]
-    at: int
-    by: str
 
 
 async def _one(ask: Ask[Any, Any]) -> Worker:
@@ -140,7 +137,7 @@ async def _send(ask: Ask[None, Nothing], order: Literal["quiet", "stop"]) -> Ord
     worker = await _one(ask)
     broker = ask.services.broker
     now = (await broker.acall(Load("server"))).now
-    body = msgspec.json.encode(_Order(order, now, ask.principal.name))
+    body = msgspec.json.encode(OrderRow(order, now, ask.principal.name))
     await broker.acall(Store("order", worker.row.incarnation, body, ORDER_TTL))
     return Ordered(worker.row.incarnation, order)
 

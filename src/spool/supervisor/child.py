@@ -39,6 +39,7 @@ from spool.supervisor.messages import (
     OnTrial,
     Over,
     Pulse,
+    Quiet,
     Registered,
     Reported,
     Stop,
@@ -49,7 +50,7 @@ from spool.supervisor.messages import (
 )
 from spool.supervisor.options import Assignment
 from spool.worker import Worker
-from spool.worker.heartbeat import Heard, Holder
+from spool.worker.heartbeat import Heard, Holder, resident
 
 if TYPE_CHECKING:
     from asyncio import new_event_loop as _new_loop
@@ -157,20 +158,9 @@ class Limits:
         """Say which one is exceeded, or nothing."""
         if self._until is not None and time.monotonic() > self._until:
             return "it has reached its age"
-        if self._memory is not None and (taken := _resident()) > self._memory:
+        if self._memory is not None and (taken := resident() / (1 << 20)) > self._memory:
             return f"it takes {taken:.0f} MB of memory, more than {self._memory:g}"
         return ""
-
-
-def _resident() -> float:
-    """Return the megabytes that this process takes."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # not Linux: the most it ever took
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-    return pages * os.sysconf("SC_PAGESIZE") / (1 << 20)
 
 
 class SupervisorLink:
@@ -279,6 +269,9 @@ class SupervisorLink:
                 self._post(self._stop, now)
             case Go():
                 self._post(self._told.set)
+            case Quiet():
+                if self._worker is not None:
+                    self._worker.be_quiet()
             case Trace(base):
                 self._tell(Traced("", self._tracing.start(Path(base))))
             case Untrace():

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -32,7 +32,7 @@ class Child:
         self.role: Role = role
         self.pid = 0
         self.since = time.monotonic()
-        self.ready = self.draining = self.fatal = False
+        self.ready = self.draining = self.fatal = self.dismissed = False
         self.lives: list[Incarnation] = []
         self.on_trial: OnTrial | None = None
         self.late: list[tuple[str, int, Settlement]] | None = None
@@ -106,7 +106,9 @@ class Incarnation:
         incarnation: str,
         queues: Sequence[str],
         tasks: Sequence[str],
+        *,
         missed: Callable[[Exception, bool], None],
+        ordered: Callable[[Child, Literal["quiet", "stop"]], None],
     ) -> None:
         self.incarnation = incarnation
         self.queues = queues
@@ -114,6 +116,7 @@ class Incarnation:
         self.latest_row = b""
         self._child = child
         self._missed = missed
+        self._ordered = ordered
         self._heard = False
 
     def hear(self, heard: Heard) -> None:
@@ -125,6 +128,9 @@ class Incarnation:
 
     def row(self) -> bytes:
         return self.latest_row
+
+    def obey(self, order: Literal["quiet", "stop"]) -> None:
+        self._ordered(self._child, order)
 
 
 def _stat(pid: int) -> list[str]:

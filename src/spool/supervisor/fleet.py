@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import msgspec
 
@@ -37,6 +37,7 @@ from spool.supervisor.messages import (
     OnTrial,
     Over,
     Pulse,
+    Quiet,
     Registered,
     Reported,
     Stop,
@@ -305,7 +306,7 @@ class Fleet:
             case Due(at):
                 child.due = at
             case Born(incarnation, queues, tasks, row):
-                life = Incarnation(child, incarnation, queues, tasks, self._note_miss)
+                life = Incarnation(child, incarnation, queues, tasks, missed=self._note_miss, ordered=self._order)
                 life.latest_row = row
                 child.lives.append(life)
                 if self._heart is not None:
@@ -436,6 +437,23 @@ class Fleet:
             logger.warning("the store takes no beats: %s", error)
 
     # The end
+
+    def _order(self, child: Child, order: Literal["quiet", "stop"]) -> None:
+        """Have one child claim no more, or end without a successor; in the heart's thread."""
+        if order == "quiet":
+            child.tell(Quiet())
+            return
+        with self._lock:
+            if child.dismissed:
+                return
+            if child.role == "worker" and not child.draining:
+                self._wanted -= 1
+            child.dismissed = child.draining = True
+            if not self._wanted:
+                self._stops = max(1, self._stops)  # there is nothing left to watch over
+        logger.info("worker process %d is told to stop, and not replaced", child.pid)
+        child.tell(Stop(now=False))
+        self._poke()
 
     def _fail(self, error: SpoolError) -> None:
         with self._lock:

@@ -103,6 +103,10 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     now: bool
 
 
+class Quiet(msgspec.Struct, frozen=True, tag=True):
+    """Claim no more."""
+
+
 class Go(msgspec.Struct, frozen=True, tag=True):
     """Begin to work: for a spare."""
 
@@ -117,7 +121,7 @@ class Untrace(msgspec.Struct, frozen=True, tag=True):
     """End the recording."""
 
 
-ToChild = Stop | Go | Heard | Trace | Untrace
+ToChild = Stop | Quiet | Go | Heard | Trace | Untrace
 
 PULSE: Final = 1.0
 """Seconds between two pulses, unless a tenth of the lease is less."""

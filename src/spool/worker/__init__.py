@@ -22,7 +22,7 @@ from spool.executor.pool import Processes
 from spool.executor.recording import record
 from spool.job import check_name
 from spool.report import WorkerRow
-from spool.worker.heartbeat import Heart, Keeper, Machine
+from spool.worker.heartbeat import Heart, Keeper, Machine, resident
 from spool.worker.life import Life
 from spool.worker.slots import Slots
 
@@ -116,7 +116,7 @@ class Worker:
         self.unroutable_after = unroutable_after
         self.machine = Machine()
         self.name = name or f"{self.machine.host}:{self.machine.pid}"
-        self.stopping = False
+        self.stopping = self.quiet = False
         self._draining = False
         self.trial = trial
         self.condemned = False
@@ -264,6 +264,12 @@ class Worker:
         if self._link is not None:
             self._link.put_on_trial(queue, id)
 
+    def be_quiet(self) -> None:
+        """Claim no more, for good; what runs goes on, and the leases are kept. From any thread."""
+        if not self.quiet:
+            self.quiet = True
+            logger.info("worker %s claims no more: it was told to be quiet", self.name)
+
     def drain(self, reason: str) -> None:
         """Stop claiming and end when the jobs that run have ended, however long that takes. From any thread."""
         if self._link is not None:
@@ -330,7 +336,8 @@ class Worker:
             self.stopping,
             machine.version,
             machine.python,
-            machine.memory(),
+            self.quiet,
+            resident(),
         )
 
 

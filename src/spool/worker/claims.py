@@ -61,6 +61,9 @@ class Claims:
     async def run(self) -> None:
         turn = 0
         while not self._life.ending:
+            if self._life.quiet:  # for good: who wants it to work again stops it, and another begins
+                await asyncio.sleep(PROBE)
+                continue
             if not any(line.hot for line in self._lines):
                 await self._wait_for_work()
                 continue

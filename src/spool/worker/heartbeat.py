@@ -12,18 +12,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
 from spool import __version__
-from spool.broker import Beat, Broker, Heartbeat, Orders, Store
+from spool.broker import Beat, Broker, Heartbeat, Load, Orders, Store
 from spool.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreCorrupt
+from spool.report import read_order
 
 logger = logging.getLogger("spool.worker")
 
 ROW_EVERY: Final = 4.0
 """Seconds between two writings of a worker's row."""
+ORDERS_EVERY: Final = 2.0
+"""Seconds between two readings of what incarnations are told to do."""
 
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -83,6 +86,10 @@ class Holder(Protocol):
         """Return the row to be written, empty for none."""
         ...
 
+    def obey(self, order: Literal["quiet", "stop"]) -> None:
+        """Do what somebody wants this incarnation to do; told again and again."""
+        ...
+
 
 class Keeper(Protocol):
     """Who keeps leases: a `Heart` of this process, or one of the supervisor's. From any thread."""
@@ -131,6 +138,7 @@ class Heart:
         self._kicked = threading.Event()
         self._stopped = False
         self._listening = False
+        self._orders_due = 0.0
         self._thread = threading.Thread(target=self._run, name="spool-heart", daemon=True)
         self._thread.start()
 
@@ -176,6 +184,7 @@ class Heart:
                 for queue in self._queues():
                     self._beat(queue, [lease for lease in self._held() if queue in lease.holder.queues])
                 self._write_rows()
+                self._read_orders()
                 self._kicked.wait(min(1.0, self._lease / 10))
                 self._kicked.clear()
         except Exception as error:
@@ -235,6 +244,25 @@ class Heart:
         for lease in rows:
             lease.row_due = now + ROW_EVERY
 
+    def _read_orders(self) -> None:
+        """Have the orders obeyed that are for one incarnation alone, as the dashboard gives them."""
+        now = time.monotonic()
+        holders = {lease.holder.incarnation: lease.holder for lease in self._held()}
+        if self._stopped or not holders or now < self._orders_due:
+            return
+        self._orders_due = now + ORDERS_EVERY
+        try:
+            documents = self._broker.call(Load("order")).documents
+        except BrokerError as error:
+            logger.debug("the orders were not read: %s", error)
+            return
+        for document in documents:
+            if document.key in holders:
+                try:
+                    holders[document.key].obey(read_order(document.body).order)
+                except StoreCorrupt as error:
+                    logger.warning("%s: %s", document.key, error)
+
     def _listen(self) -> None:
         """Beat whenever there may be orders, which would else wait for the next beat."""
         while not self._stopped:
@@ -273,11 +301,6 @@ class Machine:
         self.born = int(fields[19]) if len(fields) > 19 else 0
         self.version = __version__
         self.python = f"{sys.implementation.name} {platform.python_version()}"
-
-    def memory(self) -> int:
-        """Return the bytes that it has resident now."""
-        fields = _read("/proc/self/statm").split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
 
 
 def _read(path: str) -> str:

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from spool.app import Spool
 from spool.broker import Claim, Released, Retire, Retried, Settle, Settlement, Store, Verb
@@ -50,6 +50,7 @@ class Owner(Protocol):
     lease: float
     unroutable_after: float | None
     stopping: bool
+    quiet: bool
     trial: bool
     condemned: bool
     budget: float
@@ -68,6 +69,14 @@ class Owner(Protocol):
 
     def drain(self, reason: str) -> None:
         """Have the worker end when its jobs have."""
+        ...
+
+    def be_quiet(self) -> None:
+        """Have the worker claim no more."""
+        ...
+
+    def stop(self) -> None:
+        """Have the worker stop in order."""
         ...
 
 
@@ -183,6 +192,11 @@ class Life:
     def ending(self) -> bool:
         return self.over or self._worker.stopping or self._failure is not None
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no more jobs are to be claimed."""
+        return self._worker.quiet
+
     def spawn(self, loop: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = self._loop.create_task(loop)
         self._loops.add(task)
@@ -282,6 +296,13 @@ class Life:
     def row(self) -> bytes:
         """Describe this incarnation."""
         return encode_row(self._worker.describe(self.incarnation, self.running))
+
+    def obey(self, order: Literal["quiet", "stop"]) -> None:
+        """Have the worker claim no more, or stop."""
+        if order == "quiet":
+            self._worker.be_quiet()
+        elif not self._worker.stopping:
+            self._worker.stop()
 
     def _post(self, call: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and we are over

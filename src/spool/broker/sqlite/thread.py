@@ -145,7 +145,7 @@ class StoreThread:
             while weight < GROUP:
                 ticket = self._inbox.get_nowait() if group else self._inbox.get(timeout=self._waiting.pause())
                 group.append(ticket)
-                weight += 1 + len(getattr(ticket.request, "jobs", ())) + len(getattr(ticket.request, "settlements", ()))
+                weight += 1 + _size(ticket.request)
         except queue.Empty:
             pass
         return group
@@ -348,6 +348,11 @@ class StoreThread:
         meaning = explain(error, self._location) if isinstance(error, sqlite3.Error) else type(error)(*error.args)
         meaning.__cause__ = error
         return meaning
+
+
+def _size(request: object) -> int:
+    parts = getattr(request, "jobs", ()), getattr(request, "settlements", ()), getattr(request, "notes", ())
+    return len(parts[0]) + len(parts[1]) + len(parts[2])
 
 
 def _sort(group: list[Ticket]) -> tuple[list[Ticket], list[Ticket], list[Ticket]]:

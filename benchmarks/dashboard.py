@@ -147,9 +147,8 @@ async def measure_clients(site: Site, clients: int, seconds: float) -> None:
     delays = sorted([await seen_after(site.url) for _ in range(9)])
     print(f"server without clients  {100 * idle:6.1f} % of a core")
     print(f"with {clients} clients        {100 * busy:6.1f} % of a core, so {100 * (busy - idle):.1f} % for them")
-    print(
-        f"messages                {after[0] / span / clients:6.2f} /s and {after[1] / span / clients / 1000:.1f} kB/s for each"
-    )
+    each, size = after[0] / span / clients, after[1] / span / clients / 1000
+    print(f"messages                {each:6.2f} /s and {size:.1f} kB/s for each")
     print(f"seen after              {statistics.median(delays):6.2f} s (median of 9), {delays[-1]:.2f} s at most")
     for task in tasks:
         task.cancel()

@@ -21,6 +21,7 @@ from spool.errors import ConfigError, SpoolError
 from spool.server import Limits, ServerSettings
 from spool.server import app as server_app
 from spool.server.auth import digest
+from spool.server.pages import OPEN
 from spool.server.problems import STATUS, problem_of
 from spool.server.routes import Operation
 from tests.eventually import eventually
@@ -48,13 +49,15 @@ def routes(served: Served) -> list[Operation]:
 def test_nobody_gets_anywhere_but_to_health_and_login(sqlite_served):
     client = sqlite_served.anonymous()
     opened = {("/healthz", "GET"), ("/readyz", "GET"), ("/login", "GET"), ("/login", "POST"), ("/logout", "POST")}
+    files = {f"/static/{name}" for name in OPEN}
+    opened |= {(path, "GET") for path in files}
     operations = routes(sqlite_served)
     assert {(each.path, each.method) for each in operations if each.scope is None} == opened
 
     crawled = 0
     for path in {filled(each.path) for each in operations} | {"/", "/nothing", "/api/v1/nothing", "/api/v1"}:
         for method in METHODS:
-            if path in {"/healthz", "/readyz", "/login", "/logout"}:
+            if path in {"/healthz", "/readyz", "/login", "/logout", *files}:
                 continue
             answer = client.request(method, path, json={})
             assert answer.status_code in (401, 403), f"{method} {path}: {answer.status_code}"

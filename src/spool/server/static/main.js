@@ -1,10 +1,10 @@
 // The frame: navigation, connection, theme; and which page is shown at which address.
 
-import { me, post, whoAmI } from "./api.js";
+import { me, whoAmI } from "./api.js";
 import { choice, fill, h, put } from "./dom.js";
 import { showFailure, toast } from "./dialog.js";
 import { compact, keepTimes } from "./format.js";
-import { connect, live, onLive } from "./live.js";
+import { connect, onLive } from "./live.js";
 import * as benchmarks from "./pages/benchmarks.js";
 import * as dead from "./pages/dead.js";
 import * as job from "./pages/job.js";
@@ -148,4 +148,3 @@ async function start() {
 }
 
 start();
-export { live, post };

@@ -115,6 +115,8 @@ function queueTable() {
     return { element, update: (queues) => keyed(body, queues.slice(0, 12), ([name]) => name, make) };
 }
 
+const troubled = (queue) => Number(queue.dead > 0 || queue.paused || (queue.workers === 0 && total(queue.ready) > 0));
+
 function describe(event) {
     const queue = h("strong", {}, said(event.queue));
     switch (event.kind) {
@@ -174,7 +176,8 @@ export function open(root) {
         const mine = queues.filter(([name]) => !queue || name === queue).map(([, each]) => each);
         const workers = Object.values(now.state.workers).filter((each) => !queue || each.row.queues.includes(queue));
         showFigures(shown, mine, workers);
-        list.update(queues.toSorted(([, a], [, b]) => b.rate - a.rate || total(b.ready) - total(a.ready)).toSorted(([, a], [, b]) => b.dead - a.dead));
+        // By name, so that rows stay where they are; those that need somebody first.
+        list.update(queues.toSorted(([, a], [, b]) => troubled(b) - troubled(a)));
         happened.update(now.events);
         const found = JSON.stringify(queues.map(([name]) => name));
         if (found !== names) {

@@ -106,6 +106,12 @@ def produce(url: str, rate: float, stop: threading.Event) -> None:
     app.close()
 
 
+def done(url: str) -> int:
+    """Return how many jobs are done."""
+    queues = httpx.get(f"{url}/api/v1/queues").json()["items"]
+    return sum(queue["totals"].get("done", 0) for queue in queues)
+
+
 async def listen(url: str, counted: list[int]) -> None:
     """Take what comes, and count messages and bytes."""
     async with connect(f"ws{url.removeprefix('http')}/api/v1/live", compression=None, max_size=None) as connection:
@@ -138,13 +144,14 @@ async def measure_clients(site: Site, clients: int, seconds: float) -> None:
     counted = [0, 0]
     tasks = [asyncio.create_task(listen(site.url, counted)) for _ in range(clients)]
     await asyncio.sleep(5)
-    before = list(counted)
+    before, jobs = list(counted), done(site.url)
     begun, cpu = time.monotonic(), site.cpu()
     await asyncio.sleep(seconds)
-    span = time.monotonic() - begun
+    span, jobs = time.monotonic() - begun, done(site.url) - jobs
     busy = (site.cpu() - cpu) / span
     after = [now - then for now, then in zip(counted, before, strict=True)]
     delays = sorted([await seen_after(site.url) for _ in range(9)])
+    print(f"jobs done               {jobs / span:6.0f} /s")
     print(f"server without clients  {100 * idle:6.1f} % of a core")
     print(f"with {clients} clients        {100 * busy:6.1f} % of a core, so {100 * (busy - idle):.1f} % for them")
     each, size = after[0] / span / clients, after[1] / span / clients / 1000

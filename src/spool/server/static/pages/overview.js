@@ -5,7 +5,7 @@ import { chart } from "../charts.js";
 import { Course, RANGES } from "../course.js";
 import { showFailure } from "../dialog.js";
 import { choice, fill, h, keyed, put, said, select, thead } from "../dom.js";
-import { ago, clock, compact, duration, rate } from "../format.js";
+import { ago, compact, duration, rate } from "../format.js";
 import { live, onLive } from "../live.js";
 import { healthCard } from "./health.js";
 
@@ -14,7 +14,11 @@ const PERCENTS = ["p50", "p95", "p99"];
 const total = (list) => list.reduce((sum, each) => sum + each, 0);
 
 function charts() {
-    const perSecond = (course, name) => course.counts[name].map((value, index) => value * 1000 / width(course, index));
+    // The step under way, and of seconds the one before, is not all there yet: it would look like a fall.
+    const perSecond = (course, name) => course.counts[name].map((value, index) => {
+        const over = course.times.length - index > (course.step === 1000 ? 2 : 1);
+        return over ? value * 1000 / course.step : null;
+    });
     return [
         chart({
             title: "Throughput, jobs/s", format: rate, lines: [
@@ -39,11 +43,6 @@ function charts() {
         }),
         chart({ title: "Workers", format: compact, whole: true, lines: [{ label: "live", colour: "plot-4", read: (course) => course.states.workers }] }),
     ];
-}
-
-/** How long (ms) a step was; the one under way is as long as it is by now. */
-function width(course, index) {
-    return index < course.times.length - 1 ? course.step : Math.max(1000, Math.min(course.step, clock.now() - course.times[index]));
 }
 
 function figures() {

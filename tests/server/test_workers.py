@@ -1,5 +1,7 @@
 """Orders to workers: from the server through the store to a real worker process, and back."""
 
+import pytest
+
 from spool.supervisor import Fleet, WorkerOptions
 from tests.eventually import eventually
 from tests.server.served import Served
@@ -14,6 +16,7 @@ def started(client, count: int) -> list[str]:
     return [row["row"]["incarnation"] for row in rows]
 
 
+@pytest.mark.parametrize("store_url", ["redis"], indirect=True)  # processes take their time, and both keep documents
 def test_a_worker_is_quieted_and_another_is_stopped_for_good(served: Served):
     client = served.client("operate")
     options = WorkerOptions(app="tests.shop:app", url=served.store_url, queues=("mail",), processes=2, lease=2.0)

@@ -84,22 +84,31 @@ def extract(archive: Path, folder: str) -> None:
 
 
 @contextmanager
-def open_page() -> Iterator[Page]:
-    """Open a page in a browser of its own. What the page logs as an error, or fails to load, fails the test."""
+def open_page(*expected: str) -> Iterator[Page]:
+    """Open a page in a browser of its own.
+
+    What the page logs as an error, or fails to load, fails the test, unless it contains one of the texts expected. What
+    the page has itself called off is no failure.
+    """
     chromium = find_chromium()
     # Playwright's own environment for the browser replaces ours.
     env = {name: value for name, value in os.environ.items() if isinstance(value, str)}
     if chromium.libraries:
         env["LD_LIBRARY_PATH"] = str(chromium.libraries)
     wrong: list[str] = []
+
+    def note(text: str) -> None:
+        if not any(each in text for each in ("ERR_ABORTED", *expected)):
+            wrong.append(text)
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.program, args=FLAGS, env=env)
         page = browser.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("requestfailed", lambda request: wrong.append(f"cannot load {request.url}"))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("requestfailed", lambda request: note(f"cannot load {request.url}: {request.failure}"))
+        page.on("console", lambda message: note(message.text) if message.type == "error" else None)
         try:
             yield page
         finally:
             browser.close()
-    assert not wrong
+    assert not wrong, wrong

@@ -1,6 +1,7 @@
 """The library benchmarks: that each of them runs, and that their figures are what they say."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ def bench_sleeping(measure):
 
 def bench(*arguments: object) -> str:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *COLLECT, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=55, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -108,6 +108,8 @@ def checked_redact(redact: object, fn: Callable[..., Any]) -> tuple[str, ...]:
         names = sorted(msgspec.convert(redact, set[str]))
     except msgspec.ValidationError as error:
         raise ConfigError(f"redact must be the names of parameters, as redact=('password',), not {redact!r}") from error
+    if not names:  # some builtin functions have no signature, and need none for that
+        return ()
     named = inspect.signature(fn).parameters
     free = any(each.kind is each.VAR_KEYWORD for each in named.values())
     for name in names:

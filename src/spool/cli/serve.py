@@ -107,7 +107,7 @@ def _run(serving: Serving) -> int:
 
 @click.group()
 def token() -> None:
-    """Make, list and revoke the tokens with which the server lets somebody in."""
+    """Make, list and revoke tokens: who may use the server."""
 
 
 @token.command()

@@ -24,7 +24,21 @@ from starlette.routing import Route, Router
 from spool.broker import Broker
 from spool.errors import SpoolError
 from spool.job import NAME
-from spool.server import dead, health, jobs, login, metrics, openapi, queues, tokens, verbs, workers
+from spool.server import (
+    benchmarks,
+    dead,
+    health,
+    jobs,
+    live,
+    login,
+    metrics,
+    openapi,
+    pages,
+    queues,
+    tokens,
+    verbs,
+    workers,
+)
 from spool.server.auth import ANYBODY, Principal
 from spool.server.guard import SAFE, read_body, single_headers
 from spool.server.problems import Problem, Refused, problem_of
@@ -34,13 +48,17 @@ from spool.server.settings import ServerSettings
 
 logger = logging.getLogger("spool.server")
 
-MODULES: Final[Sequence[ModuleType]] = (jobs, queues, dead, workers, metrics, tokens, health, login, verbs)
+MODULES: Final[Sequence[ModuleType]] = (
+    *(jobs, queues, dead, workers, metrics, live, benchmarks),
+    *(tokens, health, login, pages, verbs),
+)
 """The modules of routes, each with ``ROUTES``."""
 LIFESPANS: Final[Sequence[Callable[[Services], AbstractAsyncContextManager[Any]]]] = (
     lambda services: services.audit.running(),
     lambda services: services.replays.running(),
     metrics.rolling,
     lambda services: services.verbs.running(),
+    live.looking,
 )
 """What runs beside the requests, from the start of the application to its end."""
 
@@ -54,7 +72,8 @@ PAGE_POLICY: Final = (
 )
 _ALWAYS: Final[Headers] = (
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    # Not no-referrer: with that, a browser sends the login form of our own page with the origin "null".
+    (b"referrer-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )

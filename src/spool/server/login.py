@@ -1,7 +1,6 @@
 """The login page, and how a browser comes to its session and rids itself of it.
 
-The page is a plain form without a script, so that it works under the strictest policy. The dashboard may replace
-`PAGE`; what is here needs nothing else.
+The page is a plain form, which works without its style and its script (that only chooses light or dark).
 """
 
 from __future__ import annotations
@@ -22,17 +21,23 @@ PAGE: Final = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Log in to Spool</title>
+<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
+<script src="/static/theme.js"></script>
+<link rel="stylesheet" href="/static/style.css">
 </head>
-<body>
+<body class="login">
 <main>
-<h1>Spool</h1>
+<form class="card" method="post" action="/login">
+<h1><img src="/static/icon.svg" alt="" width="28" height="28"> Spool</h1>
 {message}
-<form method="post" action="/login">
 <label for="token">Token</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus
+ aria-describedby="hint">
 <input type="hidden" name="next" value="{next}">
-<button>Log in</button>
+<button class="primary">Log in</button>
+<p id="hint" class="soft">The server printed one at its first start; <code>spool token create</code> makes more.</p>
 </form>
 </main>
 </body>

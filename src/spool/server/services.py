@@ -7,6 +7,7 @@ from spool.broker import Broker
 from spool.server.audit import Audit
 from spool.server.auth import Tokens
 from spool.server.guard import Doors, Rate
+from spool.server.hub import Hub
 from spool.server.intake import Intake
 from spool.server.replays import Replays
 from spool.server.session import Sessions
@@ -34,5 +35,6 @@ class Services:
         self.enqueue_rate = Rate(limits.enqueue_rate)
         self.failures = Rate(limits.failures / 60, float(limits.failures))
         self.history = History(broker)
+        self.hub = Hub(broker, self.history)
         self.waits = 0
         """Requests that wait for a result."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from spool.broker import Find, Load, Store
+from spool.broker import Broker, Find, Load, Store
 from spool.errors import StoreCorrupt
 from spool.job import State, view
 from spool.report import OrderRow, WorkerRow, read_order, read_row
@@ -15,7 +15,6 @@ from spool.server.documents import load
 from spool.server.jobs import Nothing
 from spool.server.problems import Refused
 from spool.server.routes import Ask, Operation
-from spool.server.services import Services
 
 ORDER_TTL: Final = 3_600_000
 _PAGES: Final = 20
@@ -74,14 +73,15 @@ class JobsLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def list_workers(ask: Ask[None, None]) -> Workers:
     """List workers."""
-    found = await _workers(ask.services)
+    found = await reported(ask.services.broker)
     return Workers([each for each in found if any(ask.sees(queue) for queue in each.row.queues)])
 
 
-async def _workers(services: Services) -> list[Worker]:
-    orders = {document.key: document.body async for document, _ in load(services.broker, "order")}
+async def reported(broker: Broker) -> list[Worker]:
+    """Return the workers that have reported lately, by host."""
+    orders = {document.key: document.body async for document, _ in load(broker, "order")}
     workers: list[Worker] = []
-    async for document, now in load(services.broker, "worker"):
+    async for document, now in load(broker, "worker"):
         try:
             row = read_row(document.body)
         except StoreCorrupt:
@@ -101,7 +101,7 @@ def _order(body: bytes | None) -> Literal["quiet", "stop"] | None:
 
 async def _one(ask: Ask[Any, Any]) -> Worker:
     incarnation = ask.path["incarnation"]
-    for each in await _workers(ask.services):
+    for each in await reported(ask.services.broker):
         if each.row.incarnation == incarnation and any(ask.sees(queue) for queue in each.row.queues):
             return each
     raise Refused(404, f"no worker {incarnation[:50]!r} has reported lately")

@@ -1,0 +1,128 @@
+// Jobs: a list by queue, state, task, error and time, and a search by id or task.
+
+import { get, jobPath } from "../api.js";
+import { showFailure } from "../dialog.js";
+import { field, fill, h, keyed, put, said, select, thead } from "../dom.js";
+import { ago, duration } from "../format.js";
+import { live, onLive } from "../live.js";
+
+const STATES = ["scheduled", "ready", "parked", "suspect", "running", "done", "dead", "cancelled"];
+const SINCE = [["", "any time"], ["300", "last 5 min"], ["3600", "last hour"], ["86400", "last day"], ["604800", "last week"]];
+const PAGE = 50;
+const PAUSE = 500;
+
+function row(job) {
+    const state = h("span", {});
+    const [when, attempts, took, error] = [h("td"), h("td", { class: "number", data: { label: "attempts" } }), h("td", { class: "number", data: { label: "took" } }), h("td", { class: "wide" })];
+    const element = h("tr", { data: { job: job.id } },
+        h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task || "(unknown task)"))),
+        h("td", {}, said(job.queue)), h("td", { class: "mono" }, said(job.id)), h("td", {}, state), h("td", {}, said(job.priority)), when, attempts, took, error);
+    let before = "";
+
+    function update(now) {
+        const text = JSON.stringify([now.state, now.finished, now.started, now.due, now.attempts, now.error]);
+        if (text === before) return;
+        before = text;
+        put(state, now.state);
+        state.className = `badge ${now.state}`;
+        fill(when, ago(now.finished ?? (now.state === "scheduled" ? now.due : null) ?? now.started ?? now.created));
+        put(attempts, now.attempts);
+        put(took, now.finished && now.started ? duration((now.finished - now.started) / 1000) : "–");
+        fill(error, now.error ? said(now.error, 160) : "");
+    }
+    return { element, update };
+}
+
+/** What the search means: `queue/id`, an id, or a task. */
+function searched(text) {
+    const [queue, id, ...more] = text.split("/");
+    if (id && !more.length) return { queue, id };
+    if (/^[0-9a-f]{32}$/i.test(text)) return { id: text };
+    return { task: text };
+}
+
+export function open(root) {
+    const query = new URLSearchParams(location.search);
+    const search = h("input", { type: "search", name: "q", size: "32", placeholder: "task, id or queue/id", spellcheck: "false", autocomplete: "off" });
+    search.value = query.get("q") ?? query.get("task") ?? "";
+    const queue = select([["", "all queues"]], "");
+    const state = select([["", "any state"], ...STATES.map((each) => [each, each])], query.get("state") ?? "");
+    const error = h("input", { type: "search", placeholder: "contains…" });
+    error.value = query.get("error") ?? "";
+    const since = select(SINCE, SINCE.some(([value]) => value === query.get("since")) ? query.get("since") : "");
+    const follow = h("input", { type: "checkbox", checked: true });
+    const body = h("tbody");
+    const table = h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Jobs"), thead("Task", "Queue", "Id", "State", "Priority", "When", ["Attempts", "number"], ["Took", "number"], "Error"), body);
+    const [none, failure] = [h("p", { class: "empty hidden" }, "No job is like that."), h("div", {})];
+    const more = h("button", { type: "button", class: "hidden", on: { click: () => load(true) } }, "More");
+    const filters = h("form", { class: "card filters", role: "search", "aria-label": "Jobs" }, field("Search", search), field("Queue", queue), field("State", state), field("Error", error), field("When", since), h("button", { class: "primary" }, "Search"), h("label", {}, follow, "keep current"));
+    let [items, cursor, control, wanted, timer, names, seen, pages] = [[], "", null, query.get("queue") ?? "", 0, "", "", 1];
+
+    function params() {
+        const by = searched(search.value.trim());
+        const chosen = search.value.trim() ? by : {};
+        const from = since.value ? Date.now() - 1000 * Number(since.value) : "";
+        return { queue: chosen.queue ?? wanted, state: state.value, id: chosen.id, task: chosen.task, error: error.value, since: from };
+    }
+
+    async function load(further = false) {
+        control?.abort();
+        control = new AbortController();
+        clearTimeout(timer);
+        timer = 0;
+        try {
+            let found = await get("/api/v1/jobs", { ...params(), cursor: further ? cursor : "", limit: PAGE }, { signal: control.signal });
+            let all = found.items;
+            // A page may be short, or empty, before the last.
+            for (let tries = 0; found.cursor && all.length < PAGE && tries < 20; tries += 1) {
+                found = await get("/api/v1/jobs", { ...params(), cursor: found.cursor, limit: PAGE }, { signal: control.signal });
+                all = [...all, ...found.items];
+            }
+            pages = further ? pages + 1 : 1;
+            items = further ? [...items, ...all] : all;
+            cursor = found.cursor;
+            show();
+        } catch (problem) {
+            showFailure(failure, problem);
+        }
+    }
+
+    function show() {
+        fill(failure);
+        keyed(body, [...new Map(items.map((job) => [`${job.queue}/${job.id}`, job])).values()], (job) => `${job.queue}/${job.id}`, row);
+        table.classList.toggle("hidden", items.length === 0);
+        none.classList.toggle("hidden", items.length > 0);
+        more.classList.toggle("hidden", !cursor);
+    }
+
+    function chosen(event) {
+        event?.preventDefault();
+        wanted = queue.value;
+        const kept = { q: search.value.trim(), queue: wanted, state: state.value, error: error.value, since: since.value };
+        const text = new URLSearchParams(Object.entries(kept).filter(([, value]) => value)).toString();
+        history.replaceState(null, "", text ? `/jobs?${text}` : "/jobs");
+        load();
+    }
+
+    filters.addEventListener("submit", chosen);
+    for (const each of [queue, state, since]) each.addEventListener("change", () => chosen());
+    fill(root, h("div", { class: "head" }, h("h1", {}, "Jobs")), filters, failure, h("section", { class: "card stack" }, h("div", { class: "scroll" }, table), none, h("div", { class: "row" }, more)));
+    const end = onLive((now) => {
+        const found = JSON.stringify(Object.keys(now.state.queues).sort());
+        if (found !== names) {
+            names = found;
+            fill(queue, h("option", { value: "" }, "all queues"), Object.keys(now.state.queues).sort().map((name) => h("option", { value: name }, name)));
+            queue.value = wanted;
+        }
+        // What has moved shows in the counts; a list that was prolonged by hand stays as it is.
+        const counts = JSON.stringify(Object.entries(live.state.queues).filter(([name]) => !wanted || name === wanted).map(([, each]) => [each.totals, each.running]));
+        if (counts !== seen && seen && follow.checked && pages === 1 && !timer && !document.hidden) timer = setTimeout(() => load(), PAUSE);
+        seen = counts;
+    });
+    load();
+    return () => {
+        end();
+        control?.abort();
+        clearTimeout(timer);
+    };
+}

@@ -1,0 +1,82 @@
+// Workers: their slots, memory and jobs; quiet and stop.
+
+import { get, jobPath, post } from "../api.js";
+import { actionButton, showFailure } from "../dialog.js";
+import { fill, h, keyed, put, said, thead } from "../dom.js";
+import { ago, bytes, clock, duration } from "../format.js";
+import { onLive } from "../live.js";
+
+const path = (id, verb = "") => `/api/v1/workers/${encodeURIComponent(id)}${verb}`;
+
+function jobList(jobs) {
+    if (!jobs.length) return h("p", { class: "soft" }, "It runs nothing now.");
+    return h("table", {}, h("caption", { class: "aside-text" }, "Jobs that it runs"), thead("Task", "Queue", "Id", "Since", ["Attempt", "number"]), h("tbody", {}, jobs.map((job) => h("tr", {},
+        h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task))), h("td", {}, said(job.queue)), h("td", { class: "mono" }, said(job.id)), h("td", {}, ago(job.started)), h("td", { class: "number" }, String(job.attempts))))));
+}
+
+function card(worker) {
+    const { row } = worker;
+    const id = row.incarnation;
+    const { name } = row;
+    const state = h("span", {});
+    const slots = h("span", {});
+    const bar = h("progress", { "aria-label": "Slots in use" });
+    const memory = h("dd", {});
+    const uptime = h("dd", {});
+    const place = h("div", { class: "scroll" });
+    const unfold = h("details", {}, h("summary", {}, "Jobs"), place);
+    const quiet = actionButton("Quiet", { title: ["Quiet worker ", said(name), "?"], text: "It claims no more jobs; those that run go on." }, async () => {
+        await post(path(id, "/quiet"));
+        return ["Worker ", said(name), " will claim no more jobs."];
+    }, { name });
+    const stop = actionButton("Stop", { title: ["Stop worker ", said(name), "?"], text: "It lets its jobs end, hands back what does not end in time, and goes. No other is started in its place." }, async () => {
+        await post(path(id, "/stop"));
+        return ["Worker ", said(name), " was told to stop."];
+    }, { danger: true, name });
+    const element = h("section", { class: "card stack", data: { worker: id }, "aria-label": `Worker ${name}` },
+        h("div", { class: "head" }, h("div", { class: "row" }, h("h2", {}, said(row.name), row.name.endsWith(`:${row.pid}`) ? null : h("span", { class: "soft" }, ` process ${row.pid}`)), state), h("div", { class: "row" }, quiet, stop)),
+        h("div", {}, h("div", { class: "head" }, h("span", {}, "Slots"), slots), bar),
+        h("dl", { class: "facts" },
+            h("div", {}, h("dt", {}, "Host"), h("dd", {}, said(row.host))), h("div", {}, h("dt", {}, "Memory"), memory), h("div", {}, h("dt", {}, "Up for"), uptime),
+            h("div", {}, h("dt", {}, "Queues"), h("dd", {}, said(row.queues.join(", ")))), h("div", {}, h("dt", {}, "Version"), h("dd", {}, said(row.version), " on Python ", said(row.python)))),
+        unfold);
+    let running = -1;
+
+    async function load() {
+        try {
+            fill(place, jobList((await get(path(id), { limit: 100 })).jobs));
+        } catch (error) {
+            showFailure(place, error);
+        }
+    }
+    unfold.addEventListener("toggle", () => { if (unfold.open) load(); });
+
+    function update(now) {
+        const all = now.row.concurrency + now.row.pool_size;
+        const word = now.ordered && now.state === "running" ? `told to ${now.ordered === "quiet" ? "be quiet" : "stop"}` : now.state;
+        put(state, word);
+        state.className = `badge ${now.state === "running" && !now.ordered ? "good" : "warn"}`;
+        put(slots, `${now.row.running} of ${all}`);
+        bar.max = Math.max(1, all);
+        bar.value = now.row.running;
+        put(memory, now.row.memory ? bytes(now.row.memory) : "–");
+        put(uptime, duration(Math.round(Math.max(0, clock.now() - now.row.started) / 1000)));
+        quiet.classList.toggle("hidden", Boolean(now.ordered) || now.state !== "running");
+        stop.classList.toggle("hidden", now.ordered === "stop" || now.state === "stopping");
+        put(unfold.firstChild, `Jobs (${now.row.running})`);
+        if (unfold.open && now.row.running !== running) load();
+        running = now.row.running;
+    }
+    return { element, update };
+}
+
+export function open(root) {
+    const list = h("div", { class: "charts" });
+    const none = h("p", { class: "card empty" }, "No worker has reported lately. Start one: ", h("code", {}, "spool worker MODULE:APP"));
+    fill(root, h("div", { class: "head" }, h("h1", {}, "Workers")), none, list);
+    return onLive(({ state }) => {
+        const workers = Object.values(state.workers).sort((a, b) => a.row.host.localeCompare(b.row.host) || a.row.started - b.row.started);
+        none.classList.toggle("hidden", workers.length > 0);
+        keyed(list, workers, (each) => each.row.incarnation, card);
+    });
+}

@@ -335,7 +335,7 @@ def main() -> int:
     parser.add_argument("url", help="a Redis, or none")
     parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each side in a pair")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each side in a pair")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no try that would end later, and stop")
     parser.add_argument("--no-apart", action="store_true", help="leave the separate runs out")
     parser.add_argument("--log", type=Path, help="where to note each try, and to go on from")

@@ -32,15 +32,15 @@ from spool.bench.compare import CONFIDENCE, Change, Comparison, check_installed,
 from spool.bench.limit import Limit
 from spool.bench.plan import Plan
 from spool.bench.result import BenchResult
-from spool.bench.sides import Couple, Name, Side, has_turns, measure
+from spool.bench.sides import Couple, Index, Name, Side, has_turns, measure
 
-SECONDS: Final = 1.0
+SECONDS: Final = 0.5
 """How long the drains of a pair take by default, in all, on the side where they take less."""
 LOOKS: Final = 3
 """By default there are so many times the pairs asked for at most."""
 TURNS: Final = 8
 """Of a pair at most."""
-_SHORTEST: Final = 0.1
+_SHORTEST: Final = 0.05
 """Seconds that a run takes at least, or there are fewer turns: a shorter one is mostly start and end."""
 _FILLINGS: Final = 10
 """So often a run fills the slots of all workers at least, for the same reason."""
@@ -141,7 +141,7 @@ class _Table:
         if not self._alive:
             yield self._once(jobs, pair)
             return
-        with Couple(self._sides, self._options, jobs) as couple:
+        with Couple(self._sides, self._options, jobs, 0 if pair % 2 else 1) as couple:
             for turn in range(turns + 1):
                 found = self._turn(couple, pair if turn else 0, jobs, other_way=(pair + turn) % 2 == 1)
                 if turn:
@@ -151,7 +151,8 @@ class _Table:
         self, couple: Couple, pair: int, jobs: int, *, other_way: bool = False
     ) -> tuple[BenchResult, BenchResult]:
         couple.fill(jobs)
-        for index in (1, 0) if other_way else (0, 1):
+        order: tuple[Index, Index] = (1, 0) if other_way else (0, 1)
+        for index in order:
             self._on_run(self._sides[index].name, pair)
             couple.go(index)
         return couple.close()

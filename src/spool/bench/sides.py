@@ -32,6 +32,7 @@ _STOP_SECONDS: Final = 30.0
 _HAS_TURNS: Final = "import sys, importlib.util as util; sys.exit(util.find_spec('spool.bench.turns') is None)"
 
 Name = Literal["base", "this"]
+Index = Literal[0, 1]
 _A = TypeVar("_A", Done, Closed, Life)
 
 
@@ -67,16 +68,17 @@ class Couple:
     Raises `BenchError` if one fails: it names the side, and its note has the end of what that said.
     """
 
-    def __init__(self, sides: tuple[Side, Side], options: Sequence[str], jobs: int) -> None:
-        self._sides, self._options, self._jobs = sides, options, jobs
+    def __init__(self, sides: tuple[Side, Side], options: Sequence[str], jobs: int, first: Index = 0) -> None:
+        """``first``: the side whose process is started first, as one of them has to be."""
+        self._sides, self._options, self._jobs, self._first = sides, options, jobs, first
         self._lives: list[_Living] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._lives = [
-                stack.enter_context(_Living(each, self._options, self._jobs)) for each in _apart(self._sides)
-            ]
+            sides, order = _apart(self._sides), (self._first, 1 - self._first)
+            self._lives = [stack.enter_context(_Living(sides[i], self._options, self._jobs)) for i in order]
+            self._lives = [self._lives[i] for i in order]  # as the sides are
             for life in self._lives:
                 life.hear(Done)
             self._stack = stack.pop_all()
@@ -95,7 +97,7 @@ class Couple:
         """Have both sides get ready for a run of so many jobs."""
         self._ask(Fill(jobs), Done)
 
-    def go(self, index: int) -> None:
+    def go(self, index: Index) -> None:
         """Have one side run, and wait until it is idle again."""
         self._lives[index].tell(Go())
         self._lives[index].hear(Done)

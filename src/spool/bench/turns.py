@@ -35,8 +35,8 @@ from spool.errors import BenchError
 from spool.supervisor import Fleet
 
 _FLUSH_SECONDS: Final = 0.05
-_POLL_SECONDS: Final = 0.02
-_REST_SECONDS: Final = 2.5 * load.PAUSE_NS / 1e9
+_POLL_SECONDS: Final = 0.01
+_REST_SECONDS: Final = 2 * load.PAUSE_NS / 1e9
 """Before a run: without a pause, the claim that it begins with would not be noted."""
 _PATIENCE_SECONDS: Final = 2.0
 """How long notes may take to be written."""

@@ -39,7 +39,7 @@ _CLEAR_LINE = "\r\x1b[K"
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
-    default=1.0,
+    default=0.5,
     show_default=True,
     help="How long the faster side drains in a pair, in all; found by runs that do not count.",
 )

@@ -29,6 +29,8 @@ import tempfile
 import time
 import venv
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -36,14 +38,17 @@ import msgspec
 
 import spool
 from spool.bench import BenchResult
-from spool.bench.ab import AbResult, interleave, side
-from spool.bench.compare import Comparison, Verdict, compare
+from spool.bench.ab import AbResult, interleave
+from spool.bench.compare import Comparison, Verdict, compare, midmean
+from spool.bench.sides import side
 
 LOAD = ["--prefill"]
 REPEAT = 5
 MORE = 0.10
 """How much longer a job of the slower build takes."""
-ROUNDS = 4
+ROUNDS = 3
+PAIRS = 4
+"""Of a round."""
 CLOSE = 0.15
 SLOWER = """
 
@@ -78,6 +83,8 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     pairs: int
     seconds: float
     jobs: int
+    """Of each side in a pair."""
+    turns: int
     wait_ns: int
     longer: float
     """By this the wait made jobs longer, in the runs that it was found with."""
@@ -160,20 +167,22 @@ class Truth:
             log.add(setup)
         elif (setup.url, setup.pairs, setup.seconds) != (url, pairs, seconds):
             sys.exit(f"the log is of another experiment: {setup}")
-        self.jobs = setup.jobs
+        self.setup = setup
         self.wait(setup.wait_ns)
 
-    def ab(self, env: Path, pairs: int, most: int | None = None, jobs: int | None = None) -> AbResult:
+    def ab(
+        self, env: Path, pairs: int, most: int | None = None, jobs: int | None = None, turns: int | None = None
+    ) -> AbResult:
         base, this = side("base", str(self.same), self.url), side("this", str(env), self.url)
-        return interleave(base, this, LOAD, jobs=jobs, seconds=self.seconds, pairs=pairs, most=most)
+        return interleave(base, this, LOAD, jobs=jobs, turns=turns, seconds=self.seconds, pairs=pairs, most=most)
 
     def wait(self, nanoseconds: int) -> None:
         self.attempts.write_text(self.plain + SLOWER.format(nanoseconds=nanoseconds))
 
     def find_wait(self, url: str) -> Setup:
         """Find the wait that makes jobs take so much longer, and the number of jobs of each run."""
-        found = self.ab(self.other, 2, 2)
-        jobs = found.base.config.jobs
+        found = self.ab(self.other, 1, 1)
+        turns, jobs = found.turns, found.turns * found.base.config.jobs
         rate = statistics.median(run.drain_per_s or 1.0 for run in (*found.base.runs, *found.this.runs))
         wait = MORE * 1e9 / rate
         waits: list[float] = []
@@ -181,20 +190,27 @@ class Truth:
         while len(waits) < ROUNDS:
             self.wait(round(wait))
             waits.append(wait)
-            longer.append(longer_by(*rates(self.ab(self.slow, 6, 6, jobs)))[0])
+            longer.append(longer_by(*rates(self.ab(self.slow, PAIRS, PAIRS, jobs, turns)), turns)[0])
             print(f"a wait of {wait:.0f} ns before each attempt makes jobs {longer[-1]:.1%} longer", flush=True)
-            # All rounds together, since one of six pairs is off by percents: a line through 0.
+            # All rounds together, since a single one may be off by percents: a line through 0.
             slope = sum(w * share for w, share in zip(waits, longer, strict=True)) / sum(w * w for w in waits)
             before, wait = wait, min(2 * wait, max(wait / 2, MORE / max(slope, 1e-9)))
             if len(waits) > 1 and abs(wait / before - 1) < CLOSE:
                 break
-        return Setup(url, self.pairs, self.seconds, jobs, round(wait), round(wait * slope, 4))
+        return Setup(url, self.pairs, self.seconds, jobs, turns, round(wait), round(wait * slope, 4))
+
+    def tries(self, number: int, *, apart: bool) -> list[Callable[[], None]]:
+        """Return what there is left to do with a number."""
+        found = [
+            partial(self.try_ab, what, env, number)
+            for what, env in (("ab, itself", self.other), ("ab, slower", self.slow))
+            if not self.log.has(what, number)
+        ]
+        return [*found, partial(self.try_apart, number)] if apart else [*found]
 
     def try_ab(self, what: What, env: Path, number: int) -> None:
-        if self.log.has(what, number):
-            return
         began = time.monotonic()
-        found = self.ab(env, self.pairs, jobs=self.jobs)
+        found = self.ab(env, self.pairs, jobs=self.setup.jobs, turns=self.setup.turns)
         self.log.add(judged(what, number, began, found.comparison, rates(found)))
 
     def try_apart(self, number: int) -> None:
@@ -212,7 +228,7 @@ class Truth:
         """Run one build alone, as `spool bench custom --repeat 5 --json FILE` does."""
         began, file = time.monotonic(), self.directory / "result.json"
         python = (self.same if build == "same" else self.slow) / "bin" / "python"
-        command = [str(python), "-P", "-m", "spool", "bench", "custom", *LOAD, "--jobs", str(self.jobs)]
+        command = [str(python), "-P", "-m", "spool", "bench", "custom", *LOAD, "--jobs", str(self.setup.jobs)]
         command += ["--repeat", str(REPEAT), "--json", str(file), *(["--url", self.url] if self.url else [])]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         document = msgspec.json.decode(file.read_bytes(), type=BenchResult)
@@ -254,11 +270,29 @@ def judged(
     return Try(what, number, *interval, took, others, *drained)
 
 
-def longer_by(base: list[float], this: list[float]) -> tuple[float, float]:
+def changes(base: list[float], this: list[float]) -> list[float]:
+    """Return by how much jobs of this side take longer, run by run, as logarithms."""
+    return [math.log(b / a) for b, a in zip(base, this, strict=True)]
+
+
+def by_pair(changes: list[float], turns: int) -> list[float]:
+    return [midmean(changes[begin : begin + turns]) for begin in range(0, len(changes), turns)]
+
+
+def longer_by(base: list[float], this: list[float], turns: int) -> tuple[float, float]:
     """Return by how much jobs of this side take longer, by the median of the pairs, and its standard error."""
-    logs = [math.log(b / a) for b, a in zip(base, this, strict=True)]
+    logs = by_pair(changes(base, this), turns)
     spread = statistics.stdev(logs) if len(logs) > 1 else math.inf
     return math.expm1(statistics.median(logs)), 1.25 * spread / len(logs) ** 0.5
+
+
+def spreads(found: list[Try], turns: int) -> str:
+    """Return the standard deviations of runs, turns and pairs, each within the tries."""
+    runs = [[math.log(rate) for rate in side] for each in found for side in (each.base, each.this)]
+    ratios = [changes(each.base, each.this) for each in found]
+    kinds = {"run": runs, f"turn, of which {turns} are a pair": ratios, "pair": [by_pair(r, turns) for r in ratios]}
+    shares = {kind: statistics.mean(map(statistics.variance, tries)) ** 0.5 for kind, tries in kinds.items()}
+    return ", ".join(f"{share:.1%} of a {kind}" for kind, share in shares.items())
 
 
 def report(log: Log, setup: Setup) -> bool:
@@ -266,15 +300,21 @@ def report(log: Log, setup: Setup) -> bool:
     good = True
     for what in ("ab, itself", "ab, slower", "apart, itself", "apart, slower"):
         found = log.tries(what)
+        if not found and what not in TRUE:
+            continue
         counts = Counter(each.verdict for each in found)
         right = counts[TRUE[what]] >= 0.9 * len(found) if what in TRUE else not any(counts[v] for v in WRONG[what])
         good = good and right and bool(found)
-        pairs = f", {sum(len(each.base) for each in found)} pairs" if what in TRUE else ""
+        pairs = f", {sum(len(each.base) for each in found) // setup.turns} pairs" if what in TRUE else ""
         others = Counter(other for each in found for other in each.others)
         took = sum(each.took for each in found)
         print(f"{what}: {dict(counts)}, {took:.0f} s{pairs}" + (f", and wrongly {dict(others)}" if others else ""))
     slower = log.tries("ab, slower")
-    longer, error = longer_by([r for each in slower for r in each.base], [r for each in slower for r in each.this])
+    if not slower:
+        return False
+    base, this = [rate for each in slower for rate in each.base], [rate for each in slower for rate in each.this]
+    longer, error = longer_by(base, this, setup.turns)
+    print(f"standard deviation: {spreads(log.tries('ab, itself') + slower, setup.turns)}")
     print(f"jobs of the slower build took {longer:.1%} longer, give or take {2 * error:.1%}; wait {setup.wait_ns} ns")
     same, slow = log.apart("same"), log.apart("slow")
     for what, couples in (
@@ -295,7 +335,9 @@ def main() -> int:
     parser.add_argument("url", help="a Redis, or none")
     parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=0.4, help="of each run")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each side in a pair")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no try that would end later, and stop")
+    parser.add_argument("--no-apart", action="store_true", help="leave the separate runs out")
     parser.add_argument("--log", type=Path, help="where to note each try, and to go on from")
     arguments = parser.parse_args()
     began, log = time.monotonic(), Log(arguments.log)
@@ -303,9 +345,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="spool-truth-") as directory:
         truth = Truth(Path(directory), log, arguments.url, arguments.pairs, arguments.seconds)
         for number in range(1, arguments.tries + 1):
-            truth.try_ab("ab, itself", truth.other, number)
-            truth.try_ab("ab, slower", truth.slow, number)
-            truth.try_apart(number)
+            for attempt in truth.tries(number, apart=not arguments.no_apart):
+                longest = max((line.took for line in log.lines if isinstance(line, Try)), default=0.0)
+                # The longest so far, since to leave out the long ones were to leave out those that cannot tell.
+                if time.monotonic() - began + longest > 60 * arguments.minutes:
+                    break
+                attempt()
     before = sum(line.took for line in log.lines[:known] if isinstance(line, Try))
     print(f"took {(time.monotonic() - began) / 60:.1f} minutes, and tries of earlier calls {before / 60:.1f}")
     setup = log.setup

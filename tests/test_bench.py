@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from spool import Spool
 from spool.bench import QUICK, BenchResult, Plan, run
 from spool.bench.account import Books, Claims, Percentiles, Settles, account, percentiles
-from spool.bench.load import Load, Notes, Run, WatchedBroker, prepare, read_notes, read_starts
+from spool.bench.load import Load, Noted, Notes, Reader, Run, WatchedBroker, prepare
 from spool.bench.machine import cpu_seconds, machine, memory_of, versions
 from spool.bench.report import TARGETS, error_rate, summary, targets
 from spool.broker import Claim, Claimed, Died, Done, Settle, Settled, Stats
@@ -204,13 +204,26 @@ def test_notes_survive_their_files(tmp_path):
         notes.starts.extend((turn, turn + 100))
         notes.others += [Claims(turn, turn), Settles(turn, ["a"], [("b", "Died")], 1)]
         notes.flush(tmp_path)
-    (starts,) = read_starts(tmp_path)
+    (starts,) = Reader(tmp_path).starts()
     assert starts.tolist() == [0, 100, 1, 101, 2, 102]
-    (noted,) = read_notes(tmp_path).values()
+    (noted,) = Reader(tmp_path).notes().values()
     assert noted[-1] == Settles(2, ["a"], [("b", "Died")], 1)
     assert len(noted) == 6
     assert not notes.starts
     assert not notes.others
+
+
+def test_each_note_is_read_once(tmp_path):
+    notes, reader = Notes(), Reader(tmp_path)
+    assert reader.read() == Noted([], {})
+    for turn in range(2):
+        notes.starts.extend((turn, 7))
+        notes.named.append((f"job {turn}", 8))
+        notes.others.append(Claims(turn, turn))
+        notes.flush(tmp_path)
+        found = reader.read([f"job {turn}"])
+        assert [starts.tolist() for starts in found.starts] == [[turn, 7], [0, 8]]
+        assert found.notes == {os.getpid(): [Claims(turn, turn)]}
 
 
 def test_a_killed_process_leaves_half_a_note(tmp_path):
@@ -221,8 +234,8 @@ def test_a_killed_process_leaves_half_a_note(tmp_path):
     for name in (f"{os.getpid()}.starts", f"{os.getpid()}.notes"):
         with (tmp_path / name).open("ab") as file:
             file.write(b'{"type":')
-    assert read_starts(tmp_path)[0].tolist() == [1, 2]
-    assert read_notes(tmp_path) == {os.getpid(): [Claims(7, 8)]}
+    assert Reader(tmp_path).starts()[0].tolist() == [1, 2]
+    assert Reader(tmp_path).notes() == {os.getpid(): [Claims(7, 8)]}
 
 
 def test_the_target_names_its_directory(tmp_path):

@@ -77,6 +77,31 @@ def test_the_interval_of_pairs_has_what_is_true_as_often_as_it_says(weather):
     assert wrong <= missed
 
 
+@pytest.mark.parametrize("turns", [8, 1], ids=["pairs", "turns taken for pairs"])
+def test_the_interval_has_what_lives_of_processes_differ_by(turns):
+    """Eight turns of one life have its luck in common: who takes them for eight pairs is wrong far too often."""
+    dice, tries, missed = random.Random(7), 300, 0
+    for _ in range(tries):
+        sides = [], []
+        for _ in range(10):
+            lives = dice.gauss(0, 0.02), dice.gauss(0, 0.02)
+            for side, life in zip(sides, lives, strict=True):
+                side += [1000 * math.exp(life + dice.gauss(0, 0.03)) for _ in range(8)]
+        found = change(THROUGHPUT, *sides, paired=True, turns=turns)
+        missed += not found.low <= 0 <= found.high
+    if turns == 8:
+        assert missed <= 8  # 3 are to be expected of 300; more than 8 come once in 300 times
+    else:
+        assert missed > 15
+
+
+def test_a_pair_is_the_middle_of_its_turns():
+    before, after = [100.0] * 8, [110.0, 110.0, 110.0, 110.0, 300.0, 20.0, 110.0, 110.0]
+    assert change(THROUGHPUT, before * 2, after * 2, paired=True, turns=8).change == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match="15 runs are not pairs of 8 turns"):
+        change(THROUGHPUT, [1.0] * 15, [1.0] * 15, paired=True, turns=8)
+
+
 def test_one_pair_that_the_machine_spoiled_does_not_count():
     before, after = [1000.0 + each for each in range(10)], [1003.0 - each for each in range(10)]
     assert change(THROUGHPUT, before, after, paired=True).verdict == "no difference"

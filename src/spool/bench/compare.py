@@ -87,9 +87,12 @@ def change(
     *,
     apart: float = 0.0,
     paired: bool = False,
+    turns: int = 1,
     confidence: float = CONFIDENCE,
 ) -> Change:
     """Compare the repetitions of two runs. ``apart``: how far, as a logarithm, their calibrations are.
+
+    ``turns``: so many runs of either side make a pair, which says what is in the middle of them.
 
     Raises `ConfigError` for pairs that are none.
 
@@ -98,13 +101,17 @@ def change(
     >>> change(METRICS[0], [100.0, 101.0, 99.0], [80.0, 81.0, 79.0], apart=0.3).verdict
     'cannot tell'
     """
-    if paired and len(before) != len(after):
-        raise ConfigError(f"pairs need as many runs of either side, not {len(before)} and {len(after)}")
+    if paired:
+        _check_pairs(len(before), len(after), turns)
     found = Change(metric.name, metric.unit, _median(before), _median(after))
     if not before or not after or min(*before, *after) <= 0:
         return found
     logs = [math.log(each) for each in before], [math.log(each) for each in after]
-    middle, error, freedom = _trimmed([b - a for a, b in zip(*logs, strict=True)]) if paired else _welch(*logs)
+    if paired:
+        ratios = [b - a for a, b in zip(*logs, strict=True)]
+        middle, error, freedom = _trimmed([midmean(ratios[i : i + turns]) for i in range(0, len(ratios), turns)])
+    else:
+        middle, error, freedom = _welch(*logs)
     spread = _t(freedom, confidence) * error if freedom else math.inf
     low, high = middle - spread - apart, middle + spread + apart
     return msgspec.structs.replace(
@@ -126,6 +133,12 @@ def _ratio(log: float) -> float | None:
 
 _Estimate: TypeAlias = tuple[float, float, float]
 """A middle, its standard error, and the error's degrees of freedom; 0 of them if there is too little to tell it."""
+
+
+def midmean(values: Sequence[float]) -> float:
+    """Return the mean of the middle half."""
+    cut = len(values) // 4
+    return statistics.fmean(sorted(values)[cut : len(values) - cut])
 
 
 def _trimmed(values: Sequence[float]) -> _Estimate:
@@ -180,32 +193,50 @@ class Comparison(msgspec.Struct, frozen=True):
     """Of each interval."""
 
 
+def _check_pairs(before: int, after: int, turns: int) -> None:
+    if before != after:
+        raise ConfigError(f"pairs need as many runs of either side, not {before} and {after}")
+    if before % turns:
+        raise ConfigError(f"{before} runs are not pairs of {turns} turns")
+
+
 def compare(
-    before: BenchResult, after: BenchResult, *, paired: bool = False, confidence: float = CONFIDENCE
+    before: BenchResult, after: BenchResult, *, paired: bool = False, turns: int = 1, confidence: float = CONFIDENCE
 ) -> Comparison:
     """Compare two results; ``paired``: their repetitions were taken in turns, the first with the first.
+
+    Of these ``turns`` make a pair: they had processes, and all that depends on these, in common.
 
     Raises `ConfigError` for pairs that are none, and without SciPy.
     """
     check_installed()
-    if paired and len(before.runs) != len(after.runs):
-        raise ConfigError(f"pairs need as many runs of either side, not {len(before.runs)} and {len(after.runs)}")
+    if paired:
+        _check_pairs(len(before.runs), len(after.runs), turns)
     apart = None if paired else drift(before.calibrations, after.calibrations)
     # Nobody knows how far machines that were not looked at had drifted.
     log = 0.0 if paired else math.log(apart) + UNSEEN if apart is not None else math.inf
     changes: list[Change] = []
     for metric in METRICS:
         sides = [[metric.read(run) for run in each.runs] for each in (before, after)]
-        found = _whole_pairs(*sides) if paired else [[value for value in side if value is not None] for side in sides]
+        found = _whole_pairs(sides, turns) if paired else [_known(side) for side in sides]
         if any(found):
-            changes.append(change(metric, *found, apart=log, paired=paired, confidence=confidence))
+            changes.append(change(metric, *found, apart=log, paired=paired, turns=turns, confidence=confidence))
     drifted = None if apart is None else round(apart - 1, 4)
     return Comparison(changes, differences(before, after), drifted, confidence)
 
 
-def _whole_pairs(before: Sequence[float | None], after: Sequence[float | None]) -> list[list[float]]:
-    whole = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
-    return [list(side) for side in zip(*whole, strict=True)] or [[], []]
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _whole_pairs(sides: Sequence[Sequence[float | None]], turns: int) -> list[list[float]]:
+    """Leave out pairs of which not every run was measured."""
+    whole: list[list[float]] = [[], []]
+    for begin in range(0, len(sides[0]), turns):
+        pair = [_known(side[begin : begin + turns]) for side in sides]
+        if min(map(len, pair)) == turns:
+            whole = [kept + values for kept, values in zip(whole, pair, strict=True)]
+    return whole
 
 
 def differences(before: BenchResult, after: BenchResult) -> list[str]:

@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 from array import array
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
@@ -33,8 +33,8 @@ from spool.task import Task
 R = TypeVar("R")
 
 QUEUE: Final = "bench"
-_FLUSH_SECONDS: Final = 0.2
-_PAUSE: Final = 20_000_000
+FLUSH_SECONDS: Final = 0.2
+PAUSE_NS: Final = 20_000_000
 """Nanoseconds without jobs after which a claim is noted: of a load, and of its warm-up, only the first ones matter."""
 _MIXED: Final = ("noop", "io", "noop", "noop", "io", "noop", "cpu", "noop", "io", "noop")
 _GOLDEN: Final = 0.6180339887498949
@@ -66,30 +66,61 @@ class Notes:
         del self.others[:count]
 
 
-def read_starts(directory: Path, ids: Sequence[str] = ()) -> list[array[int]]:
-    """Return the starts that each process noted: number, time, number, time, and so on. ``ids`` by number."""
-    found: list[array[int]] = []
-    for path in sorted(directory.glob("*.starts")):
-        starts = array("q")
-        starts.frombytes(path.read_bytes()[: path.stat().st_size // 16 * 16])  # a killed process may leave half a pair
-        found.append(starts)
-    number_of = {id: number for number, id in enumerate(ids)}
-    for path in sorted(directory.glob("*.named")):
-        named = _whole_lines(path, msgspec.json.Decoder(tuple[str, int]))
-        # What has no number is warm-up.
-        found.append(array("q", [each for id, at in named if id in number_of for each in (number_of[id], at)]))
-    return found
+class Noted(msgspec.Struct, frozen=True):
+    """What the worker processes of a run noted."""
+
+    starts: list[array[int]]
+    """Of each file: number, time, number, time, and so on."""
+    notes: dict[int, list[Claims | Settles]]
+    """Claims and settles, by process id."""
 
 
-def read_notes(directory: Path) -> dict[int, list[Claims | Settles]]:
-    """Return the claims and settles that each process noted, by its id."""
-    decoder = msgspec.json.Decoder(Claims | Settles)
-    return {int(path.stem): _whole_lines(path, decoder) for path in sorted(directory.glob("*.notes"))}
+class Reader:
+    """Reads the files of a directory, again and again, and each note once."""
 
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._until: dict[Path, int] = {}
 
-def _whole_lines(path: Path, decoder: msgspec.json.Decoder[R]) -> list[R]:
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [decoder.decode(line) for line in lines if line.endswith(b"\n")]  # a killed process may leave half a line
+    def read(self, ids: Sequence[str] = ()) -> Noted:
+        """Return what is new. ``ids`` by number, where jobs are told none."""
+        return Noted(self.starts(ids), self.notes())
+
+    def starts(self, ids: Sequence[str] = ()) -> list[array[int]]:
+        """Return the starts that each process noted: number, time, number, time, and so on. ``ids`` by number."""
+        found: list[array[int]] = []
+        for path in sorted(self._directory.glob("*.starts")):
+            starts = array("q")
+            starts.frombytes(self._new(path, lambda new: len(new) // 16 * 16))
+            found.append(starts)
+        number_of = {id: number for number, id in enumerate(ids)}
+        decode = msgspec.json.Decoder(tuple[str, int]).decode
+        for path in sorted(self._directory.glob("*.named")):
+            named = map(decode, self._lines(path))
+            # What has no number is warm-up.
+            found.append(array("q", [each for id, at in named if id in number_of for each in (number_of[id], at)]))
+        return found
+
+    def notes(self) -> dict[int, list[Claims | Settles]]:
+        """Return the claims and settles that each process noted, by its id."""
+        decode = msgspec.json.Decoder(Claims | Settles).decode
+        return {
+            int(path.stem): [decode(line) for line in self._lines(path)]
+            for path in sorted(self._directory.glob("*.notes"))
+        }
+
+    def _lines(self, path: Path) -> list[bytes]:
+        return self._new(path, lambda new: new.rfind(b"\n") + 1).splitlines()
+
+    def _new(self, path: Path, whole: Callable[[bytes], int]) -> bytes:
+        """Return what was written since, as far as it is ``whole``: one may be writing, or was killed while it did."""
+        begin = self._until.get(path, 0)
+        with path.open("rb") as file:
+            file.seek(begin)
+            new = file.read()
+        new = new[: whole(new)]
+        self._until[path] = begin + len(new)
+        return new
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -108,6 +139,8 @@ class Run(msgspec.Struct, frozen=True):
     task: TaskCall | None = None
     timed: bool = False
     """Whether the processes note where their time goes: see `spool.bench.timing`."""
+    flush: float = FLUSH_SECONDS
+    """How often notes are written, in seconds."""
 
 
 if TYPE_CHECKING:
@@ -172,7 +205,7 @@ class WatchedBroker:
     def __init__(self, broker: Broker, notes: Notes) -> None:
         self._broker = broker
         self._notes = notes.others
-        self._claimed = -_PAUSE
+        self._claimed = -PAUSE_NS
 
     @property
     def url(self) -> str:
@@ -198,7 +231,7 @@ class WatchedBroker:
         if isinstance(verb, Settle):
             self._notes.append(_outcomes(verb, cast("Settled", reply)))
         elif cast("Claimed", reply).jobs:
-            if sent > self._claimed + _PAUSE:
+            if sent > self._claimed + PAUSE_NS:
                 self._notes.append(Claims(sent, time.monotonic_ns()))
             self._claimed = sent
 
@@ -267,7 +300,7 @@ def _app(directory: Path) -> Spool:
     async def noting(_: Spool) -> AsyncGenerator[None]:
         if timing is not None:
             timing.flush()  # so that there is something to look at from the beginning
-        flushing = asyncio.create_task(_keep_flushing(notes, directory, timing))
+        flushing = asyncio.create_task(_keep_flushing(run.flush, notes, directory, timing))
         try:
             yield
         finally:
@@ -277,9 +310,9 @@ def _app(directory: Path) -> Spool:
     return app
 
 
-async def _keep_flushing(notes: Notes, directory: Path, timing: Timing | None) -> None:
+async def _keep_flushing(seconds: float, notes: Notes, directory: Path, timing: Timing | None) -> None:
     while True:
-        await asyncio.sleep(_FLUSH_SECONDS)
+        await asyncio.sleep(seconds)
         _flush(notes, directory, timing)
 
 

@@ -38,9 +38,14 @@ def _ignore() -> None:
 class Producer:
     """Enqueues jobs numbered from 0 until the plan is fulfilled or the time is up; a number taken is a job sent."""
 
-    def __init__(self, plan: Plan, app: Spool, tasks: Sequence[Sender], look: Callable[[], None] = _ignore) -> None:
-        """``look`` is called some times a second while jobs are enqueued, from one thread at a time."""
-        self._plan, self._app, self._tasks = plan, app, tasks
+    def __init__(
+        self, plan: Plan, app: Spool, tasks: Sequence[Sender], look: Callable[[], None] = _ignore, first: int = 0
+    ) -> None:
+        """``look`` is called some times a second while jobs are enqueued, from one thread at a time.
+
+        Jobs are told their number and ``first``: where several producers follow one another, each its own.
+        """
+        self._plan, self._app, self._tasks, self._first = plan, app, tasks, first
         self._look = look
         self._random = random.Random(_SEED)  # noqa: S311 - for arrivals, the same in every run
         self._gaps = 0.0
@@ -92,12 +97,21 @@ class Producer:
         numbers = range(-1, -self._plan.warmup - 1, -1)
         return self._app.enqueue_many(self._task(number).call(self._data, number) for number in numbers)
 
+    def postpone(self, nanoseconds: int) -> None:
+        """Let all that was noted have happened later: what was enqueued waited for its turn, and for nobody's work."""
+        self._called = array("q", [at + nanoseconds for at in self._called])
+        self._due = array("q", [at + nanoseconds for at in self._due])
+        self.began += nanoseconds
+        self.ended += nanoseconds
+        self.deadline += nanoseconds
+
     def _begin(self) -> None:
         self.began = time.monotonic_ns()
         self.deadline = self.began + int(self._plan.max_seconds * 1e9)
 
     def _calls(self) -> Iterator[Call]:
         tasks, data, ids, called, now = self._tasks, self._data, self._ids, self._called, time.monotonic_ns
+        first = self._first
         calls = [task.call for task in tasks]
         pause = self.began
         for number in range(self._plan.jobs):
@@ -109,7 +123,7 @@ class Producer:
                     return
                 pause = min(self.deadline, at + _LOOK_NS)
             called[number] = at
-            made = calls[number % len(calls)](data, number)
+            made = calls[number % len(calls)](data, first + number)
             ids[number] = made.job.id
             self._taken = number + 1
             yield made
@@ -120,7 +134,7 @@ class Producer:
                 number = self._taken
                 self._taken += 1
                 self._called[number] = at
-                self._ids[number] = (await self._task(number).aenqueue(self._data, number)).id
+                self._ids[number] = (await self._task(number).aenqueue(self._data, self._first + number)).id
 
         callers = range(self._plan.producers)
         try:
@@ -163,7 +177,7 @@ class Producer:
             if (wait := self._due[number] - time.monotonic_ns()) > 0:
                 time.sleep(wait / 1e9)
             self._called[number] = time.monotonic_ns()
-            self._ids[number] = self._task(number).enqueue(self._data, number).id
+            self._ids[number] = self._task(number).enqueue(self._data, self._first + number).id
 
     def _take_due(self) -> int | None:
         with self._lock:

@@ -10,7 +10,7 @@ from spool.bench.account import Percentiles
 from spool.bench.breakdown import Breakdown
 from spool.bench.calibrate import Calibration
 from spool.bench.machine import Machine, Memory
-from spool.bench.plan import Plan
+from spool.bench.plan import Kind, Plan
 from spool.bench.series import Series, Spread
 
 SCHEMA: Final = 1
@@ -64,6 +64,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: Memory
     worker_cpu_us: float | None
     """CPU time of the worker processes per done job, from their readiness to the end of the run, in µs."""
+
+
+def went_wrong(run: Measured, kind: Kind) -> bool:
+    """Return whether a job was lost, run twice, not ended in time, or failed and was not meant to."""
+    ended = run.done + (run.failed if kind == "failing" else 0)
+    return not run.complete or ended != run.jobs or run.duplicated > 0
 
 
 class Store(msgspec.Struct, frozen=True):

@@ -65,7 +65,7 @@ def run(
     where = ""
     for _ in range(repeat):
         with scratch(url, "bench") as store, tempfile.TemporaryDirectory(prefix="spool-bench-") as directory:
-            bench = _Bench(plan, store, Path(directory), on_stage, observer)
+            bench = Bench(plan, store, Path(directory), on_stage, observer)
             where = where or bench.url
             try:
                 calibrations += calibrate(bench.app.broker)
@@ -73,16 +73,23 @@ def run(
                 calibrations += calibrate(bench.app.broker)
             finally:
                 bench.close()
+    return document(plan, started, where, runs, calibrations)
+
+
+def document(
+    plan: Plan, started: str, url: str, runs: Sequence[Run], calibrations: list[Calibration] | None = None
+) -> BenchResult:
+    """Return the document of some runs on stores such as that of the URL."""
     median = sorted(runs, key=lambda each: each.measured.per_s or 0.0)[len(runs) // 2]
     return BenchResult(
         started=started,
         config=plan,
-        broker=Store(where.partition(":")[0], where),
+        broker=Store(url.partition(":")[0], url),
         versions={"spool": __version__, **versions()},
         machine=machine(),
         result=median.measured,
         runs=[each.measured for each in runs],
-        calibrations=calibrations,
+        calibrations=calibrations or [],
         series=median.series,
         spread=median.spread,
     )
@@ -131,19 +138,27 @@ class Run(msgspec.Struct, frozen=True):
     spread: Spread
 
 
-class _Bench:
-    """One run."""
+class Bench:
+    """One run; or several on one store, one after the other, each begun by `begin`."""
 
     def __init__(
-        self, plan: Plan, store: str, directory: Path, on_stage: OnStage | None, observer: Observer | None
+        self,
+        plan: Plan,
+        store: str,
+        directory: Path,
+        on_stage: OnStage | None = None,
+        observer: Observer | None = None,
+        *,
+        flush: float = load.FLUSH_SECONDS,
     ) -> None:
-        self._plan, self._directory, self._observer = plan, directory, observer
+        self.plan, self._directory, self._observer = plan, directory, observer
         self._listened, self._on_stage = on_stage is not None, on_stage or _ignore
         work = load.Load(plan.kind, plan.work_ms / 1000, plan.failing)
-        self._sender, senders = _senders(plan, observer.broker(store) if observer else store, work)
+        self._sender, self._senders = _senders(plan, observer.broker(store) if observer else store, work)
         self.app = Spool(store) if observer else self._sender  # the producer may close what it has been given
         self.url = self.app.broker.url
-        target = load.prepare(directory, load.Run(store, work, plan.task, observer is not None and observer.timed))
+        timed = observer is not None and observer.timed
+        target = load.prepare(directory, load.Run(store, work, plan.task, timed, flush))
         self._options = WorkerOptions(
             app=target,
             queues=(load.QUEUE,),
@@ -153,35 +168,45 @@ class _Bench:
             profile=str(directory) if observer else None,  # for its leave to look at the processes
             log_level="error" if plan.kind in ("failing", "task") else "warning",  # which would tell of each failure
         )
-        self._producer = Producer(plan, self._sender, senders, self._look)
+        self.producer = Producer(plan, self._sender, self._senders, self._look)
         self._next_report = 0.0
         self._warm: dict[str, int] = {}
-        """The store's totals after the warm-up."""
+        """The store's totals when the run began, or after its warm-up."""
         self._fleet_now: Fleet | None = None
         self._trace = MemoryTrace()
+
+    def begin(self, jobs: int, first: int) -> None:
+        """Begin a run of so many jobs, which are numbered from ``first`` on: others have had the ones below."""
+        self.plan = msgspec.structs.replace(self.plan, jobs=jobs)
+        self.producer = Producer(self.plan, self._sender, self._senders, self._look, first)
+        self._trace = MemoryTrace()
+        self._warm = self.app.broker.call(Stats(load.QUEUE)).totals
 
     def close(self) -> None:
         self.app.close()
         self._sender.close()
 
     def run(self, raw: IO[bytes] | None = None) -> Run:
-        if self._plan.prefill:
-            self._produce()
-            self._hold(Pause())
-            with self._fleet() as fleet, self._watching(fleet):
-                self._hold(Resume())
+        if self.plan.prefill:
+            self.produce()
+            if self._observer is not None:
+                self.hold(Pause())  # until somebody looks
+            with self.fleet() as fleet, self._watching(fleet):
+                if self._observer is not None:
+                    self.hold(Resume())
                 memory, cpu = self._drain(fleet, 0.0)
         else:
-            with self._fleet() as fleet:
-                self._warm_up()
+            with self.fleet() as fleet:
+                self.warm_up()
                 with self._watching(fleet):
                     before = cpu_seconds(family(fleet.pids))
-                    self._produce()
+                    self.produce()
                     memory, cpu = self._drain(fleet, before)
-        return self._close_books(memory, cpu, raw)
+        ids = self.producer.ids if self.plan.task else ()
+        return self.close_books(load.Reader(self._directory).read(ids), memory, cpu, raw)
 
     @contextmanager
-    def _fleet(self) -> Generator[Fleet]:
+    def fleet(self) -> Generator[Fleet]:
         self._on_stage("starting workers", 0)
         with Fleet(self._options) as fleet:
             try:
@@ -191,16 +216,16 @@ class _Bench:
             except BaseException:
                 fleet.kill()  # the store goes as well: there is nothing to hand back
                 raise
-            self._on_stage("stopping workers", self._plan.jobs)
+            self._on_stage("stopping workers", self.plan.jobs)
 
-    def _warm_up(self) -> None:
-        if not self._plan.warmup:
+    def warm_up(self) -> None:
+        if not self.plan.warmup:
             return
         self._on_stage("warming up", 0)
-        jobs, deadline = self._producer.warm_up(), time.monotonic() + self._plan.max_seconds
+        jobs, deadline = self.producer.warm_up(), time.monotonic() + self.plan.max_seconds
         while (ended := self._ended()) < jobs:
             if time.monotonic() > deadline:
-                raise BenchError(f"only {ended} of {jobs} warm-up jobs ended in {self._plan.max_seconds:g} s")
+                raise BenchError(f"only {ended} of {jobs} warm-up jobs ended in {self.plan.max_seconds:g} s")
             time.sleep(_POLL_SECONDS)
         time.sleep(_POLL_SECONDS)  # the workers' first claim that counts is one after a pause
         self._warm = self.app.broker.call(Stats(load.QUEUE)).totals
@@ -212,18 +237,17 @@ class _Bench:
         totals = self.app.broker.call(Stats(load.QUEUE)).totals
         return {name: total - self._warm.get(name, 0) for name, total in totals.items()}
 
-    def _hold(self, action: Pause | Resume) -> None:
-        """Keep the workers from jobs that are there already until somebody looks."""
-        if self._observer is not None:
-            self.app.broker.call(Act(load.QUEUE, action))
+    def hold(self, action: Pause | Resume) -> None:
+        """Keep the workers from jobs that are there already, or no longer."""
+        self.app.broker.call(Act(load.QUEUE, action))
 
     def _watching(self, fleet: Fleet) -> AbstractContextManager[None]:
         return self._observer.watching(fleet, self._directory) if self._observer else nullcontext()
 
-    def _produce(self) -> None:
+    def produce(self) -> None:
         self._on_stage("enqueueing", 0)
         with self._observer.producing() if self._observer else nullcontext():
-            self._producer.run()
+            self.producer.run()
 
     def _look(self) -> None:
         """Look at the workers' memory, and say how far it is, while jobs are enqueued."""
@@ -237,28 +261,31 @@ class _Bench:
                 self._on_stage("enqueueing", self._ended())
 
     def _drain(self, fleet: Fleet, cpu_before: float) -> tuple[Memory, float]:
-        """Wait until all jobs have ended, or the time is up, and look at the processes while they are there."""
-        jobs = len(self._producer.ids)
+        self.wait(fleet)
+        pids = family(fleet.pids)
+        return memory_of(pids), cpu_seconds(pids) - cpu_before
+
+    def wait(self, fleet: Fleet, poll: float = _POLL_SECONDS) -> None:
+        """Wait until all jobs have ended, or the time is up, and look at the processes meanwhile."""
+        jobs = len(self.producer.ids)
         while True:
             ended = self._ended()
             self._on_stage("draining", ended)
             self._trace.look(fleet.pids)
-            if ended >= jobs or time.monotonic_ns() > self._producer.deadline:
+            if ended >= jobs or time.monotonic_ns() > self.producer.deadline:
                 break
-            time.sleep(_POLL_SECONDS)
-        pids = family(fleet.pids)
-        return memory_of(pids), cpu_seconds(pids) - cpu_before
+            time.sleep(poll)
 
-    def _close_books(self, memory: Memory, cpu: float, raw: IO[bytes] | None) -> Run:
-        self._on_stage("closing the books", self._plan.jobs)
-        producer, broker = self._producer, self.app.broker
-        notes = load.read_notes(self._directory)
+    def close_books(self, noted: load.Noted, memory: Memory, cpu: float, raw: IO[bytes] | None = None) -> Run:
+        """Return what the run came to, by what the workers noted of it."""
+        self._on_stage("closing the books", self.plan.jobs)
+        producer, broker = self.producer, self.app.broker
         books = Books(
             ids=producer.ids,
             called=producer.called,
             due=producer.due,
-            starts=load.read_starts(self._directory, producer.ids if self._plan.task else ()),
-            notes=[note for each in notes.values() for note in each],
+            starts=noted.starts,
+            notes=[note for each in noted.notes.values() for note in each],
             found={},
             began=producer.began,
         )
@@ -272,8 +299,8 @@ class _Bench:
         if raw is not None:
             encode = msgspec.json.Encoder().encode
             raw.writelines(encode(row) + b"\n" for row in rows(books))
-        measured = _measured(self._plan, producer, closed, totals=self._totals(), memory=memory, cpu=cpu)
-        return Run(measured, series(books, notes, self._trace), spread(books))
+        measured = _measured(self.plan, producer, closed, totals=self._totals(), memory=memory, cpu=cpu)
+        return Run(measured, series(books, noted.notes, self._trace), spread(books))
 
 
 def _look_for(broker: Broker, ids: Sequence[str]) -> dict[str, State]:

@@ -17,8 +17,9 @@ from spool.cli.output import printable, write_result
 from spool.errors import BenchError
 
 if TYPE_CHECKING:
-    from spool.bench.ab import AbResult, OnRun, Side
+    from spool.bench.ab import AbResult, OnRun
     from spool.bench.limit import Limit
+    from spool.bench.sides import Side
 
 _CLEAR_LINE = "\r\x1b[K"
 
@@ -28,17 +29,19 @@ _CLEAR_LINE = "\r\x1b[K"
 @click.option("--base-url", metavar="URL", help="Broker of the base; default a temporary SQLite file.")
 @click.option("--env", metavar="PATH", help="Virtual environment of the other side; default this one.")
 @click.option("--url", help="Broker of the other side; default that of the base.")
-@click.option("--pairs", type=click.IntRange(2), default=10, show_default=True, help="Runs of each side.")
+@click.option("--pairs", type=click.IntRange(2), default=10, show_default=True, help="Lives of both sides' processes.")
 @click.option(
-    "--max-pairs", type=click.IntRange(2), help="While it cannot be told: runs of each side; default 3 times --pairs."
+    "--max-pairs", type=click.IntRange(2), help="While it cannot be told: at most so many; default 3 times --pairs."
 )
-@click.option("--jobs", "--tasks", type=click.IntRange(1), help="Of each run; default as many as take --seconds.")
+@click.option(
+    "--jobs", "--tasks", type=click.IntRange(1), help="Of each side in a pair; default as many as take --seconds."
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
-    default=1.0,
+    default=0.5,
     show_default=True,
-    help="How long the faster side drains in a run; found by runs that do not count.",
+    help="How long the faster side drains in a pair, in all; found by runs that do not count.",
 )
 @load_options
 @limits_option
@@ -61,14 +64,17 @@ def ab(
 ) -> int:
     """Carry one load with two sides, in turns, and say for each metric which of them is faster.
 
-    The sides differ in the installed Spool (--base-env, --env) or in the broker (--base-url, --url). They take turns as
-    A B, B A, A B, in processes started alike, after pairs that do not count. Each change is that from the base to
-    the other side within pairs, so a drifting machine is no matter (extra spool-queue[bench]).
+    The sides differ in the installed Spool (--base-env, --env) or in the broker (--base-url, --url). For each pair
+    their processes are started alike, and after a run that does not count they take up to eight turns, as A B, B A,
+    A B: one is idle while the other runs. Each change is that from the base to the other side within turns, so a
+    drifting machine is no matter (extra spool-queue[bench]). With a version that cannot take turns, each run has
+    processes of its own, and needs a quieter machine.
 
     While the last line, or a limit (--fail-if), cannot be told, as many pairs again are run, up to --max-pairs. A limit
     that cannot be told even then makes the exit code 3.
     """
-    from spool.bench.ab import interleave, side
+    from spool.bench.ab import interleave
+    from spool.bench.sides import side
 
     make_plan(jobs or 1, **load)  # for its errors, before the first run
     sides = side("base", base_env, base_url), side("this", env, base_url if url is None else url)
@@ -90,6 +96,8 @@ def ab(
         for note in getattr(error, "__notes__", []):
             click.echo(printable(note, lines=True), err=True)
         raise
+    for name in found.old:
+        click.echo(f"the {name} side is too old to take turns: each run had processes of its own", err=True)
     if file != "-":
         _show(found, markdown=markdown)
     write_result(found, file)
@@ -99,7 +107,9 @@ def ab(
 def _show(found: AbResult, *, markdown: bool) -> None:
     base, this = found.sides
     title = f"{_label(base, found.base.broker.kind)} → {_label(this, found.this.broker.kind)}"
-    show(f"{title}, {found.pairs} pairs of {found.base.config.jobs:,} jobs", found.comparison, markdown=markdown)
+    jobs, turns = found.base.config.jobs, found.turns
+    carried = f"{turns} × {jobs:,} jobs" if turns > 1 else f"{jobs:,} jobs"
+    show(f"{title}, {found.pairs} pairs of {carried}", found.comparison, markdown=markdown)
     headline = found.headline
     changed = "" if headline.change is None else f", {headline.change:+.1%}"
     click.echo(f"\n{headline.metric}: {headline.verdict}{changed}")
@@ -111,20 +121,22 @@ def _label(side: Side, broker: str) -> str:
 
 @contextmanager
 def _progress(pairs: int) -> Generator[OnRun]:
-    """Let Ctrl-C and SIGTERM end it in order, and tell on stderr whose turn it is."""
-    terminal, began = sys.stderr.isatty(), time.monotonic()
+    """Let Ctrl-C and SIGTERM end it in order, and tell on stderr how far it is."""
+    terminal, began, shown = sys.stderr.isatty(), 0.0, -1
 
-    def tell(name: str, pair: int) -> None:
+    def tell(_: str, pair: int) -> None:
+        nonlocal began, shown
+        if pair <= shown:
+            return  # another turn, or a run that does not count
+        shown = pair
         if pair == 0:
-            line = f"warming up: {name}"
+            line = "warming up"
+        elif pair == 1:
+            line, began = f"pair 1 of {pairs}", time.monotonic()
         else:
-            each = (time.monotonic() - began) / pair  # the pair that does not count is one more
-            left = f", {each * (pairs - pair + 1):.0f} s left" if pair <= pairs else ""
-            line = f"pair {pair} of {pairs}: {name}{left}" if left else f"pair {pair}, to be sure: {name}"
-        if terminal:
-            click.echo(_CLEAR_LINE + line, nl=False, err=True)
-        elif name == "base":
-            click.echo(line, err=True)
+            left = (time.monotonic() - began) / (pair - 1) * (pairs - pair + 1)
+            line = f"pair {pair} of {pairs}, {left:.0f} s left" if pair <= pairs else f"pair {pair}, to be sure"
+        click.echo(f"{_CLEAR_LINE}{line}" if terminal else line, nl=not terminal, err=True)
 
     with stoppable():
         try:

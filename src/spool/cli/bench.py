@@ -9,15 +9,13 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from spool.cli.loads import html_option, json_option, load_options, make_plan, url_option
-from spool.cli.measure import check_file
+from spool.cli.measure import check_file, stoppable
 from spool.cli.output import print_table, printable, write_report, write_result
 from spool.cli.progress import staged
 from spool.errors import ConfigError
 
 if TYPE_CHECKING:
     from spool.bench import BenchResult, Plan
-    from spool.bench.plan import Kind
-    from spool.bench.result import Measured
 
 _TARGET_HEADS = ("Metric", "Result", "Target", "Status", "Measured")
 _TARGET_WIDTHS = {"Metric": 11, "Result": 11, "Target": 14, "Status": 6}
@@ -104,8 +102,17 @@ def _target(text: str) -> tuple[str, float]:
     help="Write a line of JSON for each job here: when it was due, called, started, ended.",
 )
 @repeat_option
+@click.option("--turns", type=click.IntRange(0), hidden=True)  # the descriptor of a socket: see spool.bench.turns
 def custom(
-    *, jobs: int, url: str | None, file: str | None, html: str | None, raw: str | None, repeat: int, **load: Any
+    *,
+    jobs: int,
+    url: str | None,
+    file: str | None,
+    html: str | None,
+    raw: str | None,
+    repeat: int,
+    turns: int | None,
+    **load: Any,
 ) -> int:
     """Carry a load of your own. Without --rate or --producers jobs are enqueued in bulk.
 
@@ -114,7 +121,11 @@ def custom(
 
     Exits with 1 if a job was lost, run twice, not ended in time, or failed and was not meant to.
     """
+    from spool.bench.result import went_wrong
+
     plan = make_plan(jobs, **load)
+    if turns is not None:
+        return _take_turns(plan, url, turns)
     with Path(raw).open("wb") if raw else nullcontext() as log:
         document = _run(plan, url, repeat, log)
     if file != "-":
@@ -122,12 +133,15 @@ def custom(
         show_summary(document)
     write_result(document, file)
     write_report(document, html)
-    return int(any(_went_wrong(run, plan.kind) for run in document.runs))
+    return int(any(went_wrong(run, plan.kind) for run in document.runs))
 
 
-def _went_wrong(run: Measured, kind: Kind) -> bool:
-    ended = run.done + (run.failed if kind == "failing" else 0)
-    return not run.complete or ended != run.jobs or run.duplicated > 0
+def _take_turns(plan: Plan, url: str | None, descriptor: int) -> int:
+    from spool.bench.turns import take_turns
+
+    with stoppable():
+        take_turns(plan, url, descriptor)
+    return 0
 
 
 def _run(plan: Plan, url: str | None, repeat: int, raw: IO[bytes] | None = None) -> BenchResult:

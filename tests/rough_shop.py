@@ -5,9 +5,11 @@ import ctypes
 import os
 import resource
 import signal
+import sqlite3
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from spool import Spool, current_job
@@ -38,7 +40,20 @@ async def faint(path: str) -> None:
     """Have the whole process stopped where it stands, once: what was claimed along with this has yet to begin."""
     if current_job().attempt == 1:
         write(path, "faint")
-        os.kill(os.getpid(), signal.SIGSTOP)
+        with calm(app.broker.url):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@contextmanager
+def calm(url: str) -> Iterator[None]:
+    """Begin when nobody writes to a SQLite file: who is stopped while it does holds up everybody until it wakes."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as file:
+            file.execute("BEGIN IMMEDIATE")
+            file.execute("ROLLBACK")
+            yield
+    else:
+        yield
 
 
 @app.task(backoff=SOON)

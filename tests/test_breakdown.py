@@ -316,7 +316,7 @@ def test_what_was_put_there_is_named_and_the_sums_add_up(name, on_redis, request
     if name == "handler":
         assert top(of_handlers(looker.profile))[0].function.endswith("cpu")
     if name == "waits":
-        assert found.job.us("handler") >= 150_000
+        assert found.job.us("handler") >= 149_000  # the loop's timers go by its own time, in whole milliseconds
 
 
 def of_handlers(profile: Profile | None) -> Profile:

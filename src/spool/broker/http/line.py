@@ -200,10 +200,14 @@ class Session:
 
     def abandon(self) -> None:
         """Let go of the connections of a loop that has ended without closing them."""
-        with warnings.catch_warnings(), contextlib.suppress(StopIteration):
+        with warnings.catch_warnings():
             # The last reference to a transport closes its socket, and would complain that the loop did not.
             warnings.simplefilter("ignore", ResourceWarning)
-            self.close().send(None)  # of a loop that is closed there is nothing to wait for
+            for session in (self._brief, self._waiting):
+                closing = session.close()
+                with contextlib.suppress(StopIteration):
+                    closing.send(None)  # of a loop that is closed there is nothing to wait for
+                closing.close()
 
 
 def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer:

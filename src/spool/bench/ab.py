@@ -31,7 +31,7 @@ import msgspec
 from spool.bench.compare import CONFIDENCE, Change, Comparison, check_installed, compare
 from spool.bench.limit import Limit
 from spool.bench.plan import Plan
-from spool.bench.result import BenchResult
+from spool.bench.result import BenchResult, joined
 from spool.bench.sides import Couple, Index, Name, Side, has_turns, measure
 
 SECONDS: Final = 0.5
@@ -210,15 +210,8 @@ def headline(plan: Plan) -> str:
 
 
 def _joined(documents: Sequence[BenchResult]) -> BenchResult:
-    median = sorted(documents, key=lambda each: each.result.drain_per_s or 0.0)[len(documents) // 2]
-    return msgspec.structs.replace(
-        documents[0],
-        result=median.result,
-        series=median.series,
-        spread=median.spread,
-        runs=[each.result for each in documents],
-        calibrations=[],  # an older Spool takes them all the same
-    )
+    # An older Spool takes calibrations all the same.
+    return msgspec.structs.replace(joined(documents, lambda run: run.drain_per_s), calibrations=[])
 
 
 def jobs_for(seconds: float, warm_up: Callable[[int], Sequence[BenchResult]]) -> tuple[int, Sequence[BenchResult]]:

@@ -33,7 +33,7 @@ from spool.bench.breakdown import (
     worker_sum,
 )
 from spool.bench.plan import Plan
-from spool.bench.result import BenchResult
+from spool.bench.result import BenchResult, joined
 from spool.bench.runner import Observer, OnStage, run
 from spool.bench.sampler import Sample, Sampler
 from spool.bench.stacks import in_handlers, shares
@@ -108,7 +108,8 @@ def profiled(
     ]
     return Profiled(
         document=msgspec.structs.replace(
-            _joined(free), breakdown=breakdown_of(plan, lookers, pairs_found, sqlite=first.broker.kind == "sqlite")
+            joined(free, lambda run: run.per_s),
+            breakdown=breakdown_of(plan, lookers, pairs_found, sqlite=first.broker.kind == "sqlite"),
         ),
         cpu=_merged([each.profile for each in lookers]),
         memory=memory.workers,
@@ -133,18 +134,6 @@ def _jobs(plan: Plan, per_s: float | None, seconds: float) -> int:
     """Return how many jobs take so long, in two digits; no fewer than the plan has, or if that is it a few."""
     wanted = min(_MOST_JOBS, (plan.rate or per_s or 0.0) * seconds)
     return max(plan.jobs, int(float(f"{wanted:.1e}")))
-
-
-def _joined(documents: Sequence[BenchResult]) -> BenchResult:
-    median = sorted(documents, key=lambda each: each.result.per_s or 0.0)[len(documents) // 2]
-    return msgspec.structs.replace(
-        documents[0],
-        result=median.result,
-        series=median.series,
-        spread=median.spread,
-        runs=[each.result for each in documents],
-        calibrations=[each for document in documents for each in document.calibrations],
-    )
 
 
 def _merged(profiles: Sequence[Profile | None]) -> Profile | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -102,3 +103,16 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """What happened when, in the run that ``result`` is of; None in documents from before there was any."""
     spread: Spread | None = None
     """How long jobs of that run took, as distributions."""
+
+
+def joined(documents: Sequence[BenchResult], rate: Callable[[Measured], float | None]) -> BenchResult:
+    """Return one document for runs that were each made alone; its result is that of the median by ``rate``."""
+    median = sorted(documents, key=lambda each: rate(each.result) or 0.0)[len(documents) // 2]
+    return msgspec.structs.replace(
+        documents[0],
+        result=median.result,
+        series=median.series,
+        spread=median.spread,
+        runs=[each.result for each in documents],
+        calibrations=[each for document in documents for each in document.calibrations],
+    )

@@ -25,7 +25,7 @@ from spool.broker import Beat, Claim, Enqueue, Get, Verb, tls
 from spool.broker.redis.durable import Disk, DurableLine
 from spool.broker.redis.line import Address, BlockingLine, Command, Line
 from spool.broker.redis.orders import Subscription
-from spool.broker.redis.scripts import Call, form, queue_key
+from spool.broker.redis.scripts import SHARED, Call, form, queue_key
 from spool.broker.redis.waits import Mailbox, Post
 from spool.broker.redis.wire import ServerError, hidden, mapped, translate
 from spool.errors import BrokerRefused, BrokerUnavailable, ConfigError, SpoolError, StoreCorrupt
@@ -150,7 +150,7 @@ class RedisBroker:
             if not self._checked:
                 self._check()
             if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
-                names = queue_key(self.prefix, "spool") + "queues"
+                names = queue_key(self.prefix, SHARED) + "queues"
                 if not self._command("SISMEMBER", names, verb.queue):
                     self._command("SADD", names, verb.queue)
                 self._announced.add(verb.queue)
@@ -171,7 +171,7 @@ class RedisBroker:
             if not self._checked:
                 await asyncio.to_thread(self._check)
             if isinstance(verb, _ANNOUNCING) and verb.queue not in self._announced:
-                names = queue_key(self.prefix, "spool") + "queues"
+                names = queue_key(self.prefix, SHARED) + "queues"
                 if not await line.send("SISMEMBER", names, verb.queue):
                     await line.send("SADD", names, verb.queue)
                 self._announced.add(verb.queue)
@@ -192,7 +192,7 @@ class RedisBroker:
 
     def _check(self) -> None:
         """Refuse, once per process, a server that would lose jobs or that holds a newer layout."""
-        key = queue_key(self.prefix, "spool") + "layout"
+        key = queue_key(self.prefix, SHARED) + "layout"
         try:
             info: bytes = self._command("INFO")
         except ServerError as error:  # a user who may not ask

@@ -392,7 +392,7 @@ def form(verb: Verb[Any], prefix: str, now: int | None) -> Call:
     name, args, parse = _FORMS[kind](verb)
     args.insert(0, "" if now is None else now)
     queue: str = getattr(verb, "queue", SHARED)
-    return Call(script(name), f"{prefix}:{{{queue}}}:", args, parse, kind is Enqueue and verb.durable)  # type: ignore[attr-defined]
+    return Call(script(name), queue_key(prefix, queue), args, parse, kind is Enqueue and verb.durable)  # type: ignore[attr-defined]
 
 
 def wait_call(prefix: str, queue: str, channel: str, ids: Sequence[str]) -> Call:

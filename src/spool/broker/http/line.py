@@ -6,6 +6,7 @@ Nothing is sent twice: only a caller knows whether a verb may be.
 from __future__ import annotations
 
 import contextlib
+import io
 import select
 import socket
 import warnings
@@ -28,6 +29,8 @@ FRESH: Final = 0.05
 IDLE: Final = 4.0
 #: Requests of one event loop that are under way at once, but for those that wait.
 AT_ONCE: Final = 32
+#: Bytes of a body above which it is sent piece by piece: all at once would hold up the event loop, and aiohttp warns.
+LARGE: Final = 1 << 20
 
 
 class BlockingLine:
@@ -172,8 +175,9 @@ class Session:
         timeout = self._library.ClientTimeout(
             total=address.patience(len(body)) + wait, sock_connect=address.connect_timeout
         )
+        data = body if len(body) <= LARGE else io.BytesIO(body)
         try:
-            async with session.post(url, data=body, timeout=timeout, allow_redirects=False) as response:
+            async with session.post(url, data=data, timeout=timeout, allow_redirects=False) as response:
                 yield response
         except self._wrong as error:
             raise unreachable(address.url, error, closed=session.closed) from error

@@ -18,7 +18,9 @@ from spool import (
     BrokerUnavailable,
     ConfigError,
     Handle,
+    JobFailed,
     LeaseLost,
+    PayloadTooLarge,
     Retry,
     Spool,
     State,
@@ -136,6 +138,10 @@ async def rows(app: Spool) -> list[Any]:
 
 async def is_running(handle: Handle[Any]) -> bool:
     return await handle.astatus() is State.RUNNING
+
+
+async def is_dead(handle: Handle[Any]) -> bool:
+    return await handle.astatus() is State.DEAD
 
 
 # Work
@@ -562,6 +568,45 @@ async def test_jobs_that_cannot_be_settled_do_not_pile_up_without_end(app, wire,
         assert 50 <= ran <= 100
         wire.before = lambda _: None
         await done(app, 500)
+
+
+async def test_large_results_are_settled_a_few_at_a_time(wire):
+    app = Spool(wire, max_payload=16 << 20)
+
+    @app.task
+    async def work(size: int) -> bytes:
+        return bytes(size)
+
+    handles = [await work.aenqueue(size << 20) for size in (3, 3, 3, 0, 9, 1, 3, 3)]
+    async with running(app, concurrency=8):
+        await done(app, 8)
+    assert [len(await handle.aresult(5)) >> 20 for handle in handles] == [3, 3, 3, 0, 9, 1, 3, 3]
+    settles = [[len(each.ending) for each in verb.settlements] for verb in wire.all(Settle)]
+    assert sum(map(len, settles)) == 8
+    assert all(sum(endings) <= 8 << 20 or len(endings) == 1 for endings in settles)
+    assert max(map(len, settles)) > 1
+
+
+async def test_a_result_too_large_for_the_way_to_the_store_fails_alone(app, wire, caplog):
+    @app.task
+    async def work(size: int) -> bytes:
+        return bytes(size)
+
+    def refuse(verb: Any) -> None:
+        if isinstance(verb, Settle) and len(msgspec.msgpack.encode(verb)) > 100_000:
+            raise PayloadTooLarge("a settle has 200,000 bytes; the store takes at most 100,000 a request")
+
+    wire.before = refuse
+    sizes = [1, 200_000, 60_000, 60_000, 2]
+    handles = [await work.aenqueue(size) for size in sizes]
+    async with running(app, concurrency=5):
+        await done(app, 4)
+        await aeventually(lambda: is_dead(handles[1]))
+    assert [len(await handle.aresult(5)) for handle in handles if handle is not handles[1]] == [1, 60_000, 60_000, 2]
+    with pytest.raises(JobFailed, match="takes at most 100,000 a request"):
+        await handles[1].aresult(5)
+    assert [line for line in caplog.messages if "failed, dead: PayloadTooLarge" in line]
+    assert (await stats(app)).totals == {"enqueued": 5, "done": 4, "dead": 1}
 
 
 async def test_a_queue_that_does_not_answer_does_not_hold_up_another(app, wire):

@@ -429,6 +429,30 @@ class TestSizes:
             assert broker.call(Enqueue("q", many)).existing == []
             assert sqlite_served.broker.call(Stats("q")).totals == {"enqueued": 400}
 
+    async def test_results_of_more_than_a_server_takes(self, sqlite_served):
+        token = sqlite_served.token()
+        url = sqlite_served.url.replace("://", f"://:{token}@")
+        async with Spool(url, max_payload=40 << 20) as app:
+
+            @app.task
+            async def make(size: int) -> bytes:
+                return bytes(size << 20)
+
+            sizes = [7, 7, 7, 33, 7, 7]  # 35 MiB and more: a server takes 32 at once
+            handles = [await make.aenqueue(size) for size in sizes]
+            stop = asyncio.Event()
+            working = asyncio.create_task(app.run_worker(concurrency=6, stop=stop))
+            for size, handle in zip(sizes, handles, strict=True):
+                if size < 32:
+                    assert len(await handle.aresult(30)) == size << 20
+                else:
+                    with pytest.raises(errors.JobFailed, match=r"takes at most 33,554,432 a request"):
+                        await handle.aresult(30)
+            stop.set()
+            await working
+        totals = sqlite_served.broker.call(Stats("default")).totals
+        assert (totals["done"], totals["dead"]) == (5, 1)
+
     def test_when_a_later_part_fails_it_is_not_said_that_nothing_was_stored(self, q, small, monkeypatch):
         self.learn(small)
         store, calls = q.broker.acall, []

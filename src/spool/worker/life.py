@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 from spool.app import Spool
 from spool.broker import Claim, Released, Retire, Retried, Settle, Settlement, Store, Verb
-from spool.errors import BrokerError, LeaseLost
+from spool.errors import BrokerError, LeaseLost, PayloadTooLarge
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Failure, Run, StopReason
 from spool.executor.metering import metrics_of
@@ -34,6 +34,8 @@ R = TypeVar("R")
 logger = logging.getLogger("spool.worker")
 
 MAX_SETTLE: Final = 500
+SETTLE_BYTES: Final = 8 << 20
+"""Of results in one settle, unless a single one has more: the store and those on the way hold all of it at once."""
 SILENCE: Final = 0.8
 """The part of the lease after which a worker that hears nothing stops its jobs: before the store gives them away."""
 STUCK: Final = 5.0
@@ -380,7 +382,8 @@ class Life:
                 if line.running and time.monotonic() - line.settled < COMPANY and len(line.finished) < MAX_SETTLE:
                     await asyncio.sleep(COMPANY)
                 line.settled = time.monotonic()
-                if batch := notes.hold_back(line.take_finished(MAX_SETTLE)):
+                if batch := notes.hold_back(line.take_finished(MAX_SETTLE, SETTLE_BYTES)):
+                    self._log(line, batch)
                     await self._settle(line, batch)
                 if self._worker.stopping:  # then somebody waits for jobs to end
                     self._changed.set()
@@ -389,15 +392,16 @@ class Life:
             else:
                 await line.some_finished()
 
-    async def _settle(self, line: Line, batch: list[Run]) -> None:
+    async def _settle(self, line: Line, batch: Sequence[Run]) -> None:
         settlements = [run.settlement for run in batch if run.settlement is not None]
         metrics = metrics_of(batch)
-        self._log(batch)
-        if len(settlements) < len(batch):
-            self._log_dropped(line, batch)
         if settlements:
             line.settle_seq += 1
-            reply = await self.ask(Settle(line.name, self.incarnation, line.settle_seq, settlements, metrics))
+            try:
+                reply = await self.ask(Settle(line.name, self.incarnation, line.settle_seq, settlements, metrics))
+            except PayloadTooLarge as error:
+                await self._settle_less(line, batch, error)
+                return
             if reply is None:
                 return
             if reply.refused:
@@ -413,13 +417,24 @@ class Life:
         if again and min(again) <= 1000:
             self._loop.call_later(min(again) / 1000, self._claims.nudge)
 
-    def _log_dropped(self, line: Line, batch: Sequence[Run]) -> None:
+    async def _settle_less(self, line: Line, batch: Sequence[Run], error: PayloadTooLarge) -> None:
+        """Settle jobs one by one, and one whose result takes more than can be sent as failed: it always will."""
+        if len(batch) > 1:
+            for run in batch:
+                await self._settle(line, [run])
+            return
+        (run,) = batch
+        if run.failure is not None:
+            raise error  # then the way to the store takes next to nothing
+        run.settlement = self._executor.refuse(run, error)
+        self._log(line, batch)
+        await self._settle(line, batch)
+
+    def _log(self, line: Line, batch: Sequence[Run]) -> None:
         dropped = [run.id for run in batch if run.stop == "lost" and not run.began]
         if dropped:
             message = "queue %s: %d jobs were not started, since their lease had run out by then: %s"
             logger.warning(message, line.name, len(dropped), ", ".join(dropped[:20]))
-
-    def _log(self, batch: Sequence[Run]) -> None:
         for run in batch:
             if run.failure is not None:
                 _log_failure(run, run.failure)

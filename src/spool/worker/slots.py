@@ -7,7 +7,7 @@ import math
 from time import monotonic_ns
 from typing import Final
 
-from spool.broker import Claimed
+from spool.broker import Claimed, Done
 from spool.executor.attempt import Lease, Run
 from spool.job import MAIN, PROCESS
 from spool.worker.heartbeat import Heard, lease_time
@@ -226,7 +226,15 @@ class Line:
         self._waiter = self._loop.create_future()
         await self._waiter
 
-    def take_finished(self, most: int) -> list[Run]:
+    def take_finished(self, most: int, size: int) -> list[Run]:
+        """Return those that ended first: so many at most, with results of ``size`` bytes together, or a single one."""
         batch = self.finished[:most]
+        for count, run in enumerate(batch):
+            if type(run.settlement) is Done:
+                size -= len(run.settlement.ending)
+                if size < 0 and count:
+                    most = count
+                    del batch[most:]
+                    break
         del self.finished[:most]
         return batch

@@ -21,16 +21,17 @@ class Services:
 
     def __init__(self, broker: Broker, settings: ServerSettings) -> None:
         limits = settings.limits
-        self.broker = broker = Counted(broker)
+        self.counted = Counted(broker)
         self.settings = settings
-        self.app = Spool(broker)
+        self.app = Spool(self.counted)
+        self.broker = broker = self.app.broker
         self.tokens = Tokens(broker)
         self.sessions = Sessions(broker, self.tokens, settings)
         self.doors = Doors(settings, self.tokens, self.sessions)
         self.intake = Intake(self.app)
         self.audit = Audit(broker, settings.audit_days)
         self.replays = Replays(broker)
-        self.verbs = Verbs(broker)
+        self.verbs = Verbs(self.counted)  # who asks for verbs signs and encrypts for itself
         self.rate = Rate(limits.rate)
         self.enqueue_rate = Rate(limits.enqueue_rate)
         self.failures = Rate(limits.failures / 60, float(limits.failures))

@@ -4,6 +4,7 @@ import threading
 import uuid
 
 import httpx
+import pytest
 
 from spool import Spool
 from spool.broker import Beat, Claim, Heartbeat, Load, Store
@@ -128,6 +129,25 @@ def test_dead_jobs_are_replayed_and_deleted_by_what_they_are(served):
     assert client.post("/api/v1/dead/replay", json={"everything": True}).json()["replayed"] == 4
     assert client.get("/api/v1/queues/mail").json()["ready"]["normal"] == 5
     assert client.get("/api/v1/dead").json()["items"] == []
+
+
+@pytest.mark.parametrize("by", ["queue", "id", "task", "error", "since"])
+def test_whoever_asks_for_dead_jobs_chooses_them_alike(served, by):
+    bury(served, mails=2, reports=1)
+    client = served.client("operate")
+    one = next(job for job in client.get("/api/v1/dead").json()["items"] if job["queue"] == "reports")
+    chosen = {"queue": ["reports"], "id": [one["id"]], "task": "report", "error": "no data", "since": one["finished"]}
+    given = {by: chosen[by]}
+    # The one that died last may have died in the same millisecond as others.
+    expected = [job["id"] for job in client.get("/api/v1/dead", params=given).json()["items"]]
+    assert one["id"] in expected
+    assert by == "since" or len(expected) == 1
+
+    assert client.get("/api/v1/dead/groups", params=given).json()["total"] == len(expected)
+    assert client.post("/api/v1/dead/replay", json=given).json()["replayed"] == len(expected)
+    served.run_all(app)
+    assert client.post("/api/v1/dead/delete", json=given).json() == {"changed": len(expected)}
+    assert len(client.get("/api/v1/dead").json()["items"]) == 3 - len(expected)
 
 
 def test_a_paced_replay_goes_on_by_itself_and_can_be_stopped_from_another_server(served):

@@ -2,74 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from spool.grouping import ErrorGroups
 from spool.job import State
-from spool.selection import Selection
-from spool.server.jobs import Jobs, Nothing, find, moment
+from spool.server.chosen import Chosen, select
+from spool.server.jobs import Jobs, Nothing, find
 from spool.server.problems import Refused
 from spool.server.queues import Changed
 from spool.server.replays import Replay
-from spool.server.routes import Ask, Name, Operation, Reply, Whole
-from spool.settings import MAX_SECONDS
+from spool.server.routes import Ask, Operation, Reply
 
-_Moment = Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)]
-_Text = Annotated[str, Meta(min_length=1)]
+_DEAD_ONES: Final = (State.DEAD,)
 
 
-class DeadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which dead jobs: all that meet every one of these. Times in ms since the epoch, when they died."""
+class DeadQuery(Chosen, frozen=True):
+    """Which dead jobs; at most ``limit`` of them, after ``cursor``."""
 
-    queue: list[Name] = []
-    id: list[str] = []
-    task: Name | None = None
-    error: _Text | None = None
-    since: _Moment | None = None
-    until: _Moment | None = None
     cursor: str = ""
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
-class GroupsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """As `DeadQuery`; ``limit`` groups at most, the largest."""
+class GroupsQuery(Chosen, frozen=True):
+    """Which dead jobs; at most ``limit`` groups, the largest."""
 
-    queue: list[Name] = []
-    task: Name | None = None
-    error: _Text | None = None
-    since: _Moment | None = None
-    until: _Moment | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 20
 
 
-class DeadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which dead jobs, as in `DeadQuery`; those of all queues only with ``everything``."""
+class DeadRequest(Chosen, frozen=True):
+    """Which dead jobs: all that meet every one of these; those of all queues only with ``everything``.
 
-    queue: list[Name] = []
-    id: list[str] = []
-    task: Name | None = None
-    error: _Text | None = None
-    since: Whole | None = None
-    until: Whole | None = None
+    Times in ms since the epoch, when they died.
+    """
+
     everything: bool = False
 
 
-class ReplayRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ReplayRequest(DeadRequest, frozen=True):
     """As `DeadRequest`. ``rate``: jobs a second, evenly; null is as fast as it goes.
 
     ``wait``: seconds that the answer may take; a replay that takes longer goes on, see ``/api/v1/dead/replays``.
     """
 
-    queue: list[Name] = []
-    id: list[str] = []
-    task: Name | None = None
-    error: _Text | None = None
-    since: Whole | None = None
-    until: Whole | None = None
-    everything: bool = False
     rate: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     wait: Annotated[float, Meta(ge=0, le=60)] = 10.0
 
@@ -83,13 +60,12 @@ class ReplayList(msgspec.Struct, frozen=True):
 
 async def list_dead(ask: Ask[DeadQuery, None]) -> Jobs:
     """List dead jobs, those of each queue with the latest first."""
-    return await find(ask, [State.DEAD])
+    return await find(ask, _DEAD_ONES)
 
 
 async def groups(ask: Ask[GroupsQuery, None]) -> ErrorGroups:
     """Count dead jobs by task and error, the most frequent first."""
-    query = ask.query
-    return await _chosen(ask, query, query.queue, None).agroups(query.limit)
+    return await select(ask, ask.query, _DEAD_ONES).agroups(ask.query.limit)
 
 
 async def replay(ask: Ask[None, ReplayRequest]) -> Reply:
@@ -98,7 +74,7 @@ async def replay(ask: Ask[None, ReplayRequest]) -> Reply:
     _check_meant(request)
     if replays.busy:
         raise Refused(503, "too many replays are under way here: stop one, or wait")
-    chosen = _chosen(ask, request, request.queue, request.id)
+    chosen = select(ask, request, _DEAD_ONES)
     found = await replays.start(chosen, request.rate, ask.principal.name, request.wait)
     return Reply(found, 202 if found.state == "running" else 200)
 
@@ -106,29 +82,13 @@ async def replay(ask: Ask[None, ReplayRequest]) -> Reply:
 async def delete(ask: Ask[None, DeadRequest]) -> Changed:
     """Forget dead jobs for good."""
     _check_meant(ask.body)
-    return Changed(await _chosen(ask, ask.body, ask.body.queue, ask.body.id).adelete(everything=True))
+    return Changed(await select(ask, ask.body, _DEAD_ONES).adelete(everything=True))
 
 
-def _check_meant(request: DeadRequest | ReplayRequest) -> None:
+def _check_meant(request: DeadRequest) -> None:
     # A restricted token's own queues narrow nothing that its holder has said.
-    narrowed = request.queue or request.id or request.task or request.error or request.since or request.until
-    if not narrowed and not request.everything:
+    if not request.narrowed and not request.everything:
         raise Refused(422, "that would be every dead job of every queue: say which, or everything: true")
-
-
-def _chosen(ask: Ask[Any, Any], by: Any, queues: list[str], ids: list[str] | None) -> Selection:
-    for queue in queues:
-        ask.check_queue(queue)
-    own = ask.principal.queues
-    return ask.services.app.jobs(
-        id=ids or None,
-        queue=queues or (None if own is None else sorted(own)),
-        state=State.DEAD,
-        task=by.task,
-        error=by.error,
-        since=moment(by.since),
-        until=moment(by.until),
-    )
 
 
 async def list_replays(ask: Ask[None, None]) -> ReplayList:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -13,10 +13,10 @@ from spool.broker import Act, Delete, Get, Replay, cancellation
 from spool.catalogue import Catalogue
 from spool.errors import JobConflict, JobNotFound, SpoolError
 from spool.job import Job, LogLine, Progress, Snapshot, State, view
+from spool.server.chosen import Chosen, select
 from spool.server.intake import JobRequest
 from spool.server.problems import Problem, Refused, problem_of
-from spool.server.routes import Ask, Name, Operation, Reply
-from spool.settings import MAX_SECONDS
+from spool.server.routes import Ask, Operation, Reply
 
 LONGEST_WAIT: Final = 60.0
 
@@ -86,16 +86,10 @@ class Told(msgspec.Struct, frozen=True):
     log_dropped: int
 
 
-class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which jobs: all that meet every one of these. Times in ms since the epoch, when they ended, else were created."""
+class JobsQuery(Chosen, frozen=True):
+    """Which jobs, in which ``state``; at most ``limit`` of them, after ``cursor``."""
 
-    queue: list[Name] = []
-    state: list[State] = []
-    id: list[str] = []
-    task: Name | None = None
-    error: Annotated[str, Meta(min_length=1)] | None = None
-    since: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
-    until: Annotated[int, Meta(ge=0, le=MAX_SECONDS * 1000)] | None = None
+    state: list[State] = msgspec.field(default_factory=list[State])
     cursor: str = ""
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
@@ -189,32 +183,13 @@ def _problem(error: Exception) -> Problem:
     return problem_of(error) if isinstance(error, SpoolError) else Refused(400, str(error)).problem
 
 
-async def find(ask: Ask[Any, None], states: list[State]) -> Jobs:
-    """Return a page of the jobs that a query asks for, in these states; all of them if there is none."""
+async def find(ask: Ask[Any, None], states: Sequence[State]) -> Jobs:
+    """Return a page of the jobs that a query asks for, in these states; in all of them if there is none."""
     query = ask.query
-    for queue in query.queue:
-        ask.check_queue(queue)
-    own = ask.principal.queues
-    chosen = ask.services.app.jobs(
-        id=query.id or None,
-        queue=query.queue or (None if own is None else sorted(own)),
-        state=states or None,
-        task=query.task,
-        error=query.error,
-        since=moment(query.since),
-        until=moment(query.until),
-    )
+    chosen = select(ask, query, states)
     page = await chosen.apage(query.cursor, min(query.limit, ask.services.settings.limits.page))
     catalogue = await ask.services.intake.catalogue()
     return Jobs([catalogue.redacted(job) for job in page.jobs], page.cursor)
-
-
-def moment(at: float | None) -> dt.datetime | None:
-    """Return a time in ms since the epoch as a selection takes it; one that no calendar has is refused."""
-    try:
-        return None if at is None else dt.datetime.fromtimestamp(at / 1000, dt.UTC)
-    except (ValueError, OverflowError, OSError) as error:
-        raise Refused(422, f"{at:.0f} ms after 1970 is beyond any calendar") from error
 
 
 async def list_jobs(ask: Ask[JobsQuery, None]) -> Jobs:

@@ -5,12 +5,12 @@ import zlib
 import msgspec
 import pytest
 
-from spool.broker import Cancel, Load, Pause, Store
+from spool.broker import Cancel, Load, Pause, Stats, Store
 from spool.errors import BrokerUnavailable, StoreCorrupt
 from spool.telemetry import Roller, ledger, roller
 from spool.telemetry.bucket import KIND, TIERS
 from spool.telemetry.ledger import SUMS, read_sums
-from spool.telemetry.roller import LEAD, ROLLER, TTL, read_progress
+from spool.telemetry.roller import LEAD, ROLLER, SILENT, TTL, read_progress
 from tests.contract.driver import Driver, job
 from tests.eventually import eventually
 from tests.telemetry.conftest import blob
@@ -179,9 +179,16 @@ def test_workers_are_counted_once_however_many_queues_they_serve(q, roll, board,
     assert line.sums[-1] / line.samples == 2
 
 
+def waited(broker):
+    """For how long the oldest ready job has been waiting, by what the rollers left."""
+    stats = broker.call(Stats("q"))
+    since = read_progress(broker)[0].ready_since("q", stats)
+    return 0 if since is None else stats.now - since
+
+
 def test_the_oldest_ready_job_is_known_by_the_stores_clock(q, roll, board, broker):
     def oldest():
-        return read_progress(broker)[0].queues["q"].oldest
+        return waited(broker)
 
     roll()
     q.enqueue("a", job("later", delay=5000), job("low", priority=4))
@@ -209,8 +216,36 @@ def test_a_roller_that_takes_over_knows_how_long_jobs_have_waited(q, broker, rol
     roll(50_000)
     clock.advance(LEAD + 1)
     Roller(broker).roll()
-    oldest = read_progress(broker)[0].queues["q"].oldest
+    oldest = waited(broker)
     assert 50_000 <= oldest <= 51_000 + LEAD + 1
+
+
+def test_the_job_that_has_waited_longest_need_not_be_the_next_to_start(q, broker, roll, clock):
+    roll()
+    q.enqueue(job("low", priority=4))
+    roll(1000)
+    low = clock.wall
+    roll(5000)
+    q.enqueue(job("critical", priority=0))
+    roll(1000)
+    since = read_progress(broker)[0].ready_since("q", broker.call(Stats("q")))
+    assert since == low
+
+
+def test_since_when_a_job_has_been_ready_is_not_guessed(q, broker, roll, clock):
+    def since():
+        return read_progress(broker)[0].ready_since("q", broker.call(Stats("q")))
+
+    q.enqueue(job("scheduled", delay=10**9))
+    roll(1000)
+    assert since() is None, "none is ready"
+    q.enqueue("a")
+    clock.advance(700)
+    assert since() == clock.wall, "it is newer than the last look"
+    roll(300)
+    assert since() == clock.wall
+    clock.advance(SILENT + 1)
+    assert since() is None, "nobody looks"
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,9 @@ def _states(queues: Mapping[str, QueueStats], progress: Progress, workers: int) 
             jobs.add_metric([queue, state], count)
         for priority, count in zip(PRIORITIES, stats.ready, strict=True):
             depth.add_metric([queue, priority], count)
-        seen = progress.queues.get(queue)
-        oldest.add_metric([queue], seen.oldest / 1000 if seen else 0)
+        since = progress.ready_since(queue, stats)
+        if since is not None or not any(stats.ready):
+            oldest.add_metric([queue], 0 if since is None else max(0, stats.now - since) / 1000)
         paused.add_metric([queue], float(stats.paused))
         alive.add_metric([queue], stats.workers)
     everywhere = GaugeMetricFamily("spool_workers", "Workers, each counted once however many queues it serves", workers)

@@ -31,6 +31,8 @@ EVERY: Final = 1.0
 """Seconds between two samples."""
 LEAD: Final = 3_000
 """Milliseconds without a word from the leader after which another roller takes over."""
+SILENT: Final = 15_000
+"""Metrics that nobody rolled up for longer (ms) are not up to date."""
 TTL: Final = 30 * 86_400_000
 """How long all documents of metrics are kept when nobody rolls (ms): all of them, so that they fit together."""
 PAGE: Final = 1_000
@@ -42,13 +44,13 @@ MOST_QUEUES: Final = 250
 class Seen(msgspec.Struct, array_like=True):
     """How far a queue is counted: the cursor of its stream, its totals, and when (ms) they were looked at.
 
-    ``oldest``: for how long its oldest ready job had been waiting then (ms).
+    ``since``: the time (ms) at which the job that had been ready for the longest then had become so; 0: none was ready.
     """
 
     cursor: str = ""
     totals: dict[str, int] = {}
     at: int = 0
-    oldest: int = 0
+    since: int = 0
 
 
 class Progress(msgspec.Struct, array_like=True):
@@ -57,6 +59,21 @@ class Progress(msgspec.Struct, array_like=True):
     leader: str = ""
     at: int = 0
     queues: dict[str, Seen] = {}
+
+    def ready_since(self, queue: str, stats: QueueStats) -> int | None:
+        """Return since when (ms, by the store's clock) the job of a queue has been ready that has been for the longest.
+
+        To a second: what became ready since the rollers looked has been from now on. None where no job is ready, and
+        where nobody rolls up.
+        """
+        if not any(stats.ready) or self.silent(stats.now):
+            return None
+        seen = self.queues.get(queue)
+        return seen.since if seen is not None and seen.since else stats.now
+
+    def silent(self, now: int) -> bool:
+        """Whether nobody has rolled up for a while."""
+        return abs(now - self.at) > SILENT
 
 
 def read_progress(broker: Broker) -> tuple[Progress | None, int]:
@@ -237,8 +254,8 @@ class Roller:
         ledger, stats = lead.ledger, self._broker.call(Stats(queue))
         marks = lead.marks.setdefault(queue, Marks())
         marks.note(stats.now, stats.sequence)
-        joined = [at for head in stats.heads if head and (at := marks.since(head)) is not None]
-        oldest = max(0, stats.now - min(joined)) if joined else 0
+        since = min((at for head in stats.heads if head and (at := marks.since(head)) is not None), default=0)
+        oldest = max(0, stats.now - since) if since else 0
         for event in EVENTS:
             more = stats.totals.get(event, 0) - seen.totals.get(event, 0)
             if more > 0:
@@ -247,7 +264,7 @@ class Roller:
             line = bucket.line(queue)
             line.sample(gauges(stats))
             line.oldest, line.sequence = max(line.oldest, oldest), stats.sequence
-        seen.totals, seen.at, seen.oldest = stats.totals, ledger.now, oldest
+        seen.totals, seen.at, seen.since = stats.totals, ledger.now, since
 
     def _count_workers(self, lead: _Lead) -> None:
         workers, cursor = 0, ""

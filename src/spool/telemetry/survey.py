@@ -18,8 +18,6 @@ WINDOW: Final = 300_000
 """What is recent (ms)."""
 BEHIND: Final = 60_000
 """A queue whose oldest ready job has been waiting for longer (ms) is behind."""
-SILENT: Final = 15_000
-"""Metrics that nobody rolled up for longer (ms) are not up to date."""
 LOOKED_AT: Final = 100
 """Jobs of a queue, the latest, that are looked at for their errors."""
 
@@ -91,7 +89,7 @@ def survey(broker: Broker, only: frozenset[str] | None = None) -> Summary:
         dead=sum(each.dead for each in stats.values()),
         workers=_workers(lines),
         throughput=ended / 60,
-        oldest=max((seen.oldest for name, seen in progress.queues.items() if name in stats), default=0) / 1000,
+        oldest=max((_waited(name, each, progress) for name, each in stats.items()), default=0) / 1000,
         troubles=troubles,
     )
 
@@ -124,7 +122,7 @@ def _of_queue(
     broker: Broker, queue: str, stats: QueueStats, lines: list[Lines], progress: Progress
 ) -> Iterator[Trouble]:
     ready, recent = sum(stats.ready), _recent(lines, queue)
-    oldest = progress.queues[queue].oldest if queue in progress.queues else 0
+    oldest = _waited(queue, stats, progress)
     if ready and not stats.workers:
         yield _trouble("no_workers", queue, ready, f"{ready} jobs are ready and no worker serves the queue")
     elif ready and stats.paused:
@@ -145,8 +143,14 @@ def _of_queue(
         yield _trouble("parked", queue, parked, f"{parked} jobs wait for a worker that knows their task: {tasks}")
 
 
+def _waited(queue: str, stats: QueueStats, progress: Progress) -> int:
+    """Return for how long (ms) the oldest ready job has been waiting, as far as is known."""
+    since = progress.ready_since(queue, stats)
+    return 0 if since is None else max(0, stats.now - since)
+
+
 def _of_metrics(names: list[str], lines: list[Lines], progress: Progress, now: int) -> Iterator[Trouble]:
-    if abs(now - progress.at) > SILENT:
+    if progress.silent(now):
         yield _trouble("unmeasured", "", 0, "no server has rolled metrics up for a while")
     for queue in names:
         missed = sum(each.lines[queue].missed + each.lines[queue].damaged for each in lines if queue in each.lines)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spool import StoreCorrupt
-from spool.report import BUCKETS, Meter, TaskReport, WorkerRow, encode_row, pack, read_row, unpack
+from spool.report import BUCKETS, Meter, Rates, Speedometer, TaskReport, WorkerRow, encode_row, pack, read_row, unpack
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1), st.lists(st.sampled_from(["retried", "died", "lost"])))
@@ -25,6 +25,41 @@ def test_what_was_counted_is_what_is_read(runs, others):
         assert bucket < BUCKETS
         assert count == sum(run.bit_length() == bucket for run in runs)
     assert pack([meter]) == b""
+
+
+def test_a_meter_remembers_all_that_it_ever_reported():
+    meter = Meter("send")
+    for _ in range(3):
+        meter.runs[13] = 5
+        meter.others = {"died": 2}
+        pack([meter])
+    meter.runs[13] = 1
+    pack([meter])
+    assert meter.ended == {"done": 10, "died": 6}
+
+
+def test_rates_are_of_the_time_there_was():
+    speedometer = Speedometer(100.0)
+    assert speedometer.note(100.2, {}) == Rates()
+    assert speedometer.note(100.5, {"done": 4}) == Rates({"done": 4.0}, {"done": 4.0}), "of a second, at least"
+    assert speedometer.note(104.0, {"done": 8, "died": 2}) == Rates(
+        {"done": 2.0, "died": 0.5}, {"done": 2.0, "died": 0.5}
+    )
+
+
+@pytest.mark.parametrize("step", [0.25, 1.0, 4.0])
+def test_rates_follow_the_last_ten_and_sixty_seconds(step):
+    speedometer, at, done = Speedometer(0.0), 0.0, 0
+    while at < 200:
+        at, done = at + step, done + (10 if at < 150 else 2)
+        rates = speedometer.note(at, {"done": done})
+    assert rates.ten_seconds["done"] == pytest.approx(2 / step, rel=0.01)
+    assert rates.minute["done"] == pytest.approx((10 * 10 + 50 * 2) / 60 / step, rel=0.15)
+    assert len(speedometer._seen) <= 62
+    while at < 270:
+        at += step
+        rates = speedometer.note(at, {"done": done})
+    assert rates == Rates()
 
 
 def test_a_blob_is_small():
@@ -62,6 +97,9 @@ def test_a_later_release_may_append_to_a_report():
 
 def test_rows_come_back_as_they_were():
     row = WorkerRow("i", "n", "h", 1, "b", "ns", 2, 3, ["q"], 100, 0, 10_000, 4, False, "0", "cpython")
+    assert read_row(encode_row(row)) == row
+    assert (row.ended, row.rates) == ({}, None)
+    row = msgspec.structs.replace(row, ended={"done": 3}, rates=Rates({"done": 0.3}, {"done": 0.05}))
     assert read_row(encode_row(row)) == row
     with pytest.raises(StoreCorrupt):
         read_row(b"{}")

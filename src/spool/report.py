@@ -19,6 +19,7 @@ workers know are documents of kind ``task`` under their names: `TaskRow`, as JSO
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, Literal
 
@@ -48,7 +49,7 @@ class TaskReport(msgspec.Struct, array_like=True, frozen=True):
 class Meter:
     """Counts for one task of one queue, until they are reported. `spool.executor.metering` adds to the fields."""
 
-    __slots__ = ("others", "ran", "runs", "task", "waited", "waits")
+    __slots__ = ("ended", "others", "ran", "runs", "task", "waited", "waits")
 
     def __init__(self, task: str) -> None:
         self.task = task
@@ -57,6 +58,8 @@ class Meter:
         self.waited = self.ran = 0
         self.others: dict[str, int] = {}
         """Outcomes but done, which is what is left of the runs."""
+        self.ended: dict[str, int] = {}
+        """By outcome, all that was ever taken."""
 
     def take(self) -> TaskReport | None:
         """Return what was counted, and begin anew."""
@@ -64,9 +67,12 @@ class Meter:
         if not ended:
             return None
         outcomes = {"done": ended - sum(self.others.values()), **self.others}
+        outcomes = {name: n for name, n in outcomes.items() if n}
+        for name, n in outcomes.items():
+            self.ended[name] = self.ended.get(name, 0) + n
         report = TaskReport(
             self.task,
-            {name: n for name, n in outcomes.items() if n},
+            outcomes,
             _sparse(self.waits),
             _sparse(self.runs),
             self.waited,
@@ -75,6 +81,15 @@ class Meter:
         self.waits, self.runs, self.others = [0] * BUCKETS, [0] * BUCKETS, {}
         self.waited = self.ran = 0
         return report
+
+
+def all_ended(meters: Iterable[Meter]) -> dict[str, int]:
+    """Return by outcome what all of these ever reported. From any thread."""
+    ended: dict[str, int] = {}
+    for meter in meters:
+        for outcome, count in dict(meter.ended).items():  # a copy: who settles may be counting
+            ended[outcome] = ended.get(outcome, 0) + count
+    return ended
 
 
 def _sparse(counts: list[int]) -> Histogram:
@@ -128,6 +143,49 @@ def _checked(report: TaskReport) -> TaskReport:
     return report
 
 
+SPANS: Final = (10, 60)
+"""Seconds over which rates are taken."""
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """How many there were in a second, by what they are, over the last ten seconds and over the last minute.
+
+    What there was none of is left out.
+    """
+
+    ten_seconds: dict[str, float] = {}
+    minute: dict[str, float] = {}
+
+
+class Speedometer:
+    """Tells the rates of counts that only grow, from how they stood over the last minute. Times in seconds.
+
+    >>> speedometer = Speedometer(0.0)
+    >>> for second in range(100):
+    ...     rates = speedometer.note(float(second), {"done": 3 * second})
+    >>> rates.ten_seconds
+    {'done': 3.0}
+    """
+
+    def __init__(self, at: float) -> None:
+        self._seen: deque[tuple[float, dict[str, int]]] = deque([(at, {})])
+
+    def note(self, at: float, counts: dict[str, int]) -> Rates:
+        """Take note of how they stand, and return their rates; of the time there was, while that is shorter."""
+        seen = self._seen
+        while len(seen) > 1 and seen[1][0] <= at - max(SPANS):
+            seen.popleft()
+        rates = Rates(*(self._per_second(at, counts, span) for span in SPANS))
+        if at - seen[-1][0] >= 1:
+            seen.append((at, counts))
+        return rates
+
+    def _per_second(self, at: float, counts: dict[str, int], span: int) -> dict[str, float]:
+        then, before = next((each for each in reversed(self._seen) if each[0] <= at - span), self._seen[0])
+        more = {name: count - before.get(name, 0) for name, count in counts.items()}
+        return {name: round(n / max(1.0, at - then), 3) for name, n in more.items() if n}
+
+
 class WorkerRow(msgspec.Struct, frozen=True):
     """One incarnation, as it describes itself every few seconds. Times in milliseconds since the epoch.
 
@@ -155,6 +213,10 @@ class WorkerRow(msgspec.Struct, frozen=True):
     quiet: bool = False
     memory: int = 0
     """Bytes of memory that the process takes."""
+    ended: dict[str, int] = {}
+    """Attempts that this incarnation has ended, by outcome as in metrics."""
+    rates: Rates | None = None
+    """The same in a second, by the worker's own clock; None of a worker that does not tell."""
 
 
 class OrderRow(msgspec.Struct, frozen=True):

@@ -281,6 +281,30 @@ def test_queues_are_paused_resumed_and_purged(browser, site):
     expect(row.locator("td[data-label=normal]")).to_have_text("0")
 
 
+def test_queues_and_workers_show_rates(browser, site):
+    site.post("/jobs/batch", {"jobs": [{"task": "echo", "args": ["x"], "queue": "hostile"} for _ in range(60)]})
+    open_(browser, site, "/queues")
+    row = browser.locator("tr[data-queue=hostile]")
+    browser.get_by_role("group", name="Rates over").get_by_role("button", name="1 min").click()
+    expect(row.locator("td[data-label='in/s']")).to_have_text(re.compile(r"^[1-9]"))
+    expect(row.locator("td[data-label='done/s']")).to_have_text(re.compile(r"^[1-9]"))
+    expect(row.locator("td[data-label='failed/s']")).to_have_text(re.compile(r"^\d"))
+    open_(browser, site, "/workers")
+    done = browser.locator("[data-worker] [data-rate=done]").first
+    expect(done).to_have_text(re.compile(r"^[\d.]+ · [1-9][\d.]*$"), timeout=20_000)
+
+
+def test_the_oldest_ready_job_of_a_queue_is_shown(browser, site):
+    site.enqueue("echo", "x", queue="waiting", priority="background")
+    open_(browser, site, "/queues")
+    cell = browser.locator("tr[data-queue=waiting] td[data-label=oldest] time")
+    expect(cell).to_have_text(re.compile(r"\d s ago"))
+    since = site.queue("waiting")["oldest"]
+    site.enqueue("echo", "x", queue="waiting", priority="critical")
+    expect(browser.locator("tr[data-queue=waiting] td[data-label=critical]")).to_have_text("1")
+    expect(cell).to_have_attribute("data-at", str(since))
+
+
 def test_jobs_are_found_cancelled_retried_and_deleted(browser, site):
     waiting = site.enqueue("echo", "x", queue="slow", delay=1000)
     running = site.enqueue("sleep", 1000, queue="slow")

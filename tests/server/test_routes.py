@@ -4,13 +4,17 @@ import threading
 import uuid
 
 import httpx
+import msgspec
 import pytest
 
 from spool import Spool
-from spool.broker import Beat, Claim, Heartbeat, Load, Store
+from spool.broker import Beat, Claim, Enqueue, Heartbeat, Load, NewJob, Stats, Store
+from spool.job import VERSION, Record, encode_record, new_id
 from spool.report import WorkerRow, encode_row
+from spool.telemetry import recent
 from tests.eventually import eventually
 from tests.server.served import Served, serving
+from tests.server.test_http_broker import at
 
 app = Spool("sqlite://:memory:")
 
@@ -76,12 +80,53 @@ def test_queues_are_counted(served):
     queues = {queue["queue"]: queue for queue in client.get("/api/v1/queues").json()["items"]}
 
     assert set(queues) == {"mail", "reports"}
-    mail = client.get("/api/v1/queues/mail").json()
+    mail = eventually(lambda: (each := client.get("/api/v1/queues/mail").json())["oldest"] and each)
     assert mail["ready"] == {"critical": 0, "high": 2, "normal": 0, "low": 1, "background": 0}
     assert (mail["scheduled"], mail["dead"], mail["paused"], mail["totals"]["dead"]) == (1, 5, False, 5)
     assert 0 <= mail["now"] - mail["oldest"] < 60_000
     assert queues["reports"]["oldest"] is None
     assert client.get("/api/v1/queues/nothing").status_code == 404
+
+
+def test_the_oldest_ready_job_is_the_one_that_has_waited_longest(served):
+    client = served.client("operate")
+    client.post("/api/v1/jobs", json={"task": "send", "queue": "mail", "priority": "low"})
+
+    def mail() -> dict:
+        return client.get("/api/v1/queues/mail").json()
+
+    def looked_at() -> bool:
+        since = mail()["oldest"]
+        return since is not None and mail()["oldest"] == since and mail()["now"] - since > 1000
+
+    eventually(looked_at)
+    low = mail()["oldest"]
+    # Created long ago by its producer's clock, and ready as of now by the store's.
+    record = Record(VERSION, "send", 0, 0, 3, "", 1_000_000, msgspec.Raw(b"\x92\x90\x80"))
+    served.broker.call(Enqueue("mail", [NewJob(new_id(), encode_record(record), priority=0)]))
+
+    assert mail()["ready"]["critical"] == 1
+    assert mail()["oldest"] == low
+    shown = served.broker.call(Stats("mail")).now - low
+    assert shown / 1000 == pytest.approx(client.get("/api/v1/metrics/summary").json()["oldest"], abs=1)
+    (line,) = (each for each in client.get("/metrics").text.splitlines() if each.startswith("spool_queue_oldest_sec"))
+    assert shown / 1000 == pytest.approx(float(line.split()[1]), abs=1)
+    client.post("/api/v1/queues/mail/purge", json={})
+    assert mail()["oldest"] is None
+
+
+def test_queues_have_rates(served):
+    client = served.client("operate")
+    eventually(lambda: client.get("/api/v1/metrics/summary").json()["troubles"] == [])
+    call = {"task": "send", "queue": "mail"}
+    client.post("/api/v1/jobs/batch", json={"jobs": [call] * 30})
+
+    def rates() -> dict:
+        return (client.get("/api/v1/queues/mail").json()["rates"] or {}).get("minute", {})
+
+    eventually(lambda: rates() == {"enqueued": 0.5})
+    with at(served) as broker:
+        assert recent(broker).rates("mail").minute == {"enqueued": 0.5}, "as through the server"
 
 
 def test_a_queue_is_paused_resumed_and_purged(served):

@@ -273,6 +273,10 @@ class Intake:
         self._unreadable = _unreadable(queue, executor.worker, finish)
         self._loop = asyncio.get_running_loop()
 
+    def meters(self) -> list[Meter]:
+        """Return what counts its attempts, by task. From any thread."""
+        return [recipe.meter for recipe in (*self._recipes.values(), self._unreadable)]
+
     def start(self, id: str, fence: int, body: bytes, tally: str, offset: int) -> Run:
         """Start a claimed job. ``offset`` is the store's time of the claim less the monotonic clock's, in milliseconds.
 

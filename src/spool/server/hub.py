@@ -250,7 +250,7 @@ class Hub:
             await asyncio.sleep(max(PERIOD - took, SHARE * took))
 
     async def _turn(self, turn: int) -> None:
-        events = [plain(event) for event in await self._watch.look(workers=turn % 2 == 0)]
+        events = [plain(event) for event in await self._watch.look(more=turn % 2 == 0)]
         for sight in list(self._sights.values()):
             # Half a turn of the slow parts each second; a sight that is new has all at once.
             if turn % 2 == 1 or not sight.ready:

@@ -8,14 +8,15 @@ from typing import Any, Final
 
 import msgspec
 
-from spool.broker import Act, Action, Find, Pause, QueueStats, Resume, Stats
-from spool.errors import StoreCorrupt
-from spool.job import PRIORITIES, Priority, State, read_record
+from spool.broker import Act, Action, Pause, QueueStats, Resume, Stats
+from spool.job import PRIORITIES, Priority, State
+from spool.report import Rates
 from spool.server.documents import load
 from spool.server.jobs import Nothing
 from spool.server.problems import Refused
 from spool.server.routes import Ask, Operation
 from spool.server.services import Services
+from spool.telemetry import Recent, recent
 
 WAITING: Final = (State.SCHEDULED, State.PARKED, State.READY, State.SUSPECT)
 
@@ -23,8 +24,10 @@ WAITING: Final = (State.SCHEDULED, State.PARKED, State.READY, State.SUSPECT)
 class Queue(msgspec.Struct, frozen=True):
     """A queue. The counts are sizes of sets at one moment; ``totals`` only grow (see `spool.broker.QueueStats`).
 
-    ``ready`` is by priority, ``parked`` by task. ``oldest`` is when the job that is ready and would start next was
-    created, in ms since the epoch by its producer's clock; null where none is ready. ``now`` is the store's clock.
+    ``ready`` is by priority, ``parked`` by task. ``oldest``: since when the job of any priority has been ready that has
+    been for the longest, to a second, in ms since the epoch by the store's clock, which ``now`` is; null where none is
+    ready. ``rates``: how many there are in a second of what ``totals`` counts. Both are null while no server rolls
+    metrics up.
     """
 
     queue: str
@@ -38,6 +41,7 @@ class Queue(msgspec.Struct, frozen=True):
     paused: bool
     totals: dict[str, int]
     oldest: int | None
+    rates: Rates | None
     now: int
 
 
@@ -76,22 +80,12 @@ async def queue_names(services: Services, only: frozenset[str] | None = None) ->
 async def describe(services: Services, names: Sequence[str]) -> list[Queue]:
     """Return queues as they are now."""
     broker = services.broker
+    found = await asyncio.to_thread(recent, broker)
     stats = await asyncio.gather(*(broker.acall(Stats(name)) for name in names))
-    heads = await asyncio.gather(*(_head(services, name, each) for name, each in zip(names, stats, strict=True)))
-    return [_queue(*each) for each in zip(names, stats, heads, strict=True)]
+    return [_queue(name, each, found) for name, each in zip(names, stats, strict=True)]
 
 
-async def _head(services: Services, name: str, stats: QueueStats) -> int | None:
-    if not any(stats.ready):
-        return None
-    found = await services.broker.acall(Find(name, State.READY, limit=1))
-    try:
-        return read_record(found.jobs[0].record or b"").created if found.jobs else None
-    except StoreCorrupt:
-        return None
-
-
-def _queue(name: str, stats: QueueStats, oldest: int | None) -> Queue:
+def _queue(name: str, stats: QueueStats, found: Recent) -> Queue:
     return Queue(
         name,
         dict(zip(PRIORITIES, stats.ready, strict=True)),
@@ -103,13 +97,14 @@ def _queue(name: str, stats: QueueStats, oldest: int | None) -> Queue:
         stats.workers,
         stats.paused,
         stats.totals,
-        oldest,
+        found.ready_since(name, stats),
+        found.rates(name),
         stats.now,
     )
 
 
 async def list_queues(ask: Ask[None, None]) -> Queues:
-    """List all queues, with depth and totals."""
+    """List all queues, with depth, rates and totals."""
     return Queues(await describe(ask.services, await queue_names(ask.services, ask.principal.queues)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final, cast
@@ -15,20 +14,18 @@ from spool.errors import BrokerError
 from spool.job import State, view
 from spool.server.documents import load
 from spool.server.workers import reported
-from spool.telemetry import History, survey
+from spool.telemetry import History, Recent, recent, survey
+from spool.telemetry.roller import Progress
 
 EVENTS: Final = 50
 """Events that are kept."""
 AT_ONCE: Final = 10
 """Dead jobs of a queue that are named in one turn; the others are in its counts."""
-WINDOW: Final = 5.0
-"""Seconds over which a rate is taken."""
 TEXT: Final = 300
 """Characters of an error that an event quotes."""
 STEPS: Final = 4
 """Seconds of the history, the latest, that go with the stream: what was there before is asked for once."""
 COUNTED: Final = ("crashed", "lost", "replayed", "deleted")
-_ENDS: Final = ("done", "dead", "cancelled")
 
 Tree = dict[str, Any]
 
@@ -66,7 +63,7 @@ class Watch:
         self._broker = broker
         self._history = history
         self._stats: dict[str, QueueStats] = {}
-        self._seen: dict[str, deque[tuple[float, int]]] = {}
+        self._recent = Recent(Progress(), (), 0)
         self._workers: dict[str, Tree] = {}
         self._died: dict[str, int] = {}
         self._number = 0
@@ -78,18 +75,19 @@ class Watch:
 
     def forget(self) -> None:
         """Begin anew: nobody has looked for a while, so what is there is no news."""
-        self._stats, self._seen, self._died, self._workers, self.queues = {}, {}, {}, {}, {}
+        self._stats, self._died, self._workers, self.queues = {}, {}, {}, {}
         self.events.clear()
         self._first = True
 
-    async def look(self, *, workers: bool) -> list[Event]:
-        """Read all queues, and if asked to the workers; return what happened since the last time."""
+    async def look(self, *, more: bool) -> list[Event]:
+        """Read all queues, and if asked to workers and rates, too; return what happened since the last time."""
         before = self._number
         try:
             names = sorted([document.key async for document, _ in load(self._broker, "queue")])
             stats = dict(zip(names, await asyncio.gather(*(self._broker.acall(Stats(n)) for n in names)), strict=True))
             await self._died_since(stats)
-            if workers or self._first:
+            if more or self._first:
+                self._recent = await asyncio.to_thread(recent, self._broker)
                 self._meet({each.row.incarnation: plain(each) for each in await reported(self._broker)})
         except BrokerError as error:
             self.trouble = str(error) or type(error).__name__
@@ -97,7 +95,7 @@ class Watch:
         self.trouble = ""
         self._note_queues(stats)
         self._stats = stats
-        self.queues = {name: self._queue(name, each) for name, each in stats.items()}
+        self.queues = {name: _queue(name, each, self._recent) for name, each in stats.items()}
         self._first = False
         return [event for event in self.events if event.id > before]
 
@@ -116,27 +114,6 @@ class Watch:
         course = await asyncio.to_thread(self._history.course, 60, queue)
         return {
             name: _last(value) for name, value in msgspec.to_builtins(course).items() if isinstance(value, dict | list)
-        }
-
-    def _queue(self, name: str, stats: QueueStats) -> Tree:
-        ended = sum(stats.totals.get(end, 0) for end in _ENDS)
-        seen = self._seen.setdefault(name, deque())
-        at = time.monotonic()
-        while seen and at - seen[0][0] > WINDOW:
-            seen.popleft()
-        rate = (ended - seen[0][1]) / (at - seen[0][0]) if seen else 0.0
-        seen.append((at, ended))
-        return {
-            "ready": stats.ready,
-            "scheduled": stats.scheduled,
-            "parked": sum(stats.parked.values()),
-            "suspect": stats.suspect,
-            "running": stats.running,
-            "dead": stats.dead,
-            "workers": stats.workers,
-            "paused": stats.paused,
-            "rate": round(rate, 1),
-            "totals": stats.totals,
         }
 
     def _note_queues(self, stats: Mapping[str, QueueStats]) -> None:
@@ -183,6 +160,23 @@ class Watch:
     def _event(self, at: int, kind: str, **more: Any) -> None:
         self._number += 1
         self.events.append(Event(self._number, at, kind, **more))
+
+
+def _queue(name: str, stats: QueueStats, found: Recent) -> Tree:
+    """Return a queue as the stream shows it: with totals and rates as in `spool.server.queues.Queue`."""
+    more = plain({"oldest": found.ready_since(name, stats), "rates": found.rates(name)})
+    return {
+        "ready": stats.ready,
+        "scheduled": stats.scheduled,
+        "parked": sum(stats.parked.values()),
+        "suspect": stats.suspect,
+        "running": stats.running,
+        "dead": stats.dead,
+        "workers": stats.workers,
+        "paused": stats.paused,
+        "totals": stats.totals,
+        **more,
+    }
 
 
 def _last(value: Any) -> Any:

@@ -197,3 +197,16 @@ def read_tier(broker: Broker, tier: Tier) -> list[Lines]:
     loaded = broker.call(Load(KIND, tier.name, tier.pages))
     bodies = [each.body for each in loaded.documents if each.key.startswith(tier.name)]
     return sorted((lines for body in bodies for lines in unpack(body, Lines)), key=lambda lines: lines.start)
+
+
+def read_span(broker: Broker, tier: Tier, since: int, until: int) -> list[Lines]:
+    """As `read_tier`, but only the pages with the buckets from ``since`` to ``until``, which the tier has to hold."""
+    first, count = tier.page(since) % tier.pages, tier.page(until) - tier.page(since) + 1
+    found: list[Lines] = []
+    # The ring may end in between, and goes on at its beginning.
+    for start, length in ((first, min(count, tier.pages - first)), (0, first + count - tier.pages)):
+        if length > 0:
+            after = tier.key(start - 1) if start else tier.name
+            for document in broker.call(Load(KIND, after, length)).documents:
+                found += unpack(document.body, Lines) if document.key.startswith(tier.name) else ()
+    return sorted((lines for lines in found if since <= lines.start <= until), key=lambda lines: lines.start)

@@ -21,7 +21,7 @@ from spool.executor.attempt import Run
 from spool.executor.pool import Processes
 from spool.executor.recording import record
 from spool.job import check_name
-from spool.report import WorkerRow
+from spool.report import Rates, WorkerRow
 from spool.worker.heartbeat import Heart, Keeper, Machine, resident
 from spool.worker.life import Life
 from spool.worker.slots import Slots
@@ -316,7 +316,7 @@ class Worker:
         if self._on_life is not None:
             self._on_life(incarnation)
 
-    def describe(self, incarnation: str, running: int) -> WorkerRow:
+    def describe(self, incarnation: str, running: int, ended: dict[str, int], rates: Rates) -> WorkerRow:
         """Return the row of an incarnation."""
         machine = self.machine
         return WorkerRow(
@@ -338,6 +338,8 @@ class Worker:
             machine.python,
             self.quiet,
             resident(),
+            ended,
+            rates,
         )
 
 

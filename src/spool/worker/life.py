@@ -23,7 +23,7 @@ from spool.executor import Executor, Intake
 from spool.executor.attempt import Failure, Run, StopReason
 from spool.executor.metering import metrics_of
 from spool.job import new_id
-from spool.report import WorkerRow, encode_row
+from spool.report import Rates, Speedometer, WorkerRow, all_ended, encode_row
 from spool.worker.claims import Claims
 from spool.worker.heartbeat import Heard, Keeper, is_fatal
 from spool.worker.notes import Notes
@@ -62,7 +62,7 @@ class Owner(Protocol):
         """Take note that the incarnation holds its leases."""
         ...
 
-    def describe(self, incarnation: str, running: int) -> WorkerRow:
+    def describe(self, incarnation: str, running: int, ended: dict[str, int], rates: Rates) -> WorkerRow:
         """Return the worker's row; called from a thread."""
         ...
 
@@ -121,7 +121,7 @@ class Life:
         for run in survivors:
             if run.task is not None:
                 run.task.add_done_callback(lambda _: self._changed.set())
-        self._keeper = keeper
+        self._keeper, self._speedometer = keeper, Speedometer(time.monotonic())
         keeper.add(self)
 
     @property
@@ -298,7 +298,9 @@ class Life:
 
     def row(self) -> bytes:
         """Describe this incarnation."""
-        return encode_row(self._worker.describe(self.incarnation, self.running))
+        ended = all_ended(meter for intake in self._intakes.values() for meter in intake.meters())
+        rates = self._speedometer.note(time.monotonic(), ended)
+        return encode_row(self._worker.describe(self.incarnation, self.running, ended, rates))
 
     def obey(self, order: Literal["quiet", "stop"]) -> None:
         """Have the worker claim no more, or stop."""

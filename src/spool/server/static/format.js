@@ -16,7 +16,15 @@ export const clock = {
 
 export const count = (value) => whole.format(value);
 export const compact = (value) => (value < 10_000 ? whole.format(value) : short.format(value));
-export const rate = (value) => (value >= 100 ? whole.format(value) : one.format(value));
+export const rate = (value) => (value === null ? "–" : value >= 100 ? whole.format(value) : one.format(value));
+
+/** How jobs end, as rates name it. */
+export const ENDS = ["done", "dead", "cancelled"];
+
+/** What `rates` (of a queue or a worker) have of these names in a second, together; null where nobody counts. */
+export function perSecond(rates, names, span = "ten_seconds") {
+    return rates ? names.reduce((sum, name) => sum + (rates[span]?.[name] ?? 0), 0) : null;
+}
 
 /** Seconds, with the unit that suits them. */
 export function duration(seconds) {

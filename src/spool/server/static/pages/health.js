@@ -1,7 +1,7 @@
 // Whether all is well, in a plain sentence; and if it is not, which queue and which error.
 
 import { fill, h, said } from "../dom.js";
-import { compact, rate } from "../format.js";
+import { compact, ENDS, perSecond, rate } from "../format.js";
 
 const WORDS = { ok: "All is well.", warning: "Take a look.", bad: "Something is wrong." };
 const plural = (value, one, many = `${one}s`) => `${compact(value)} ${value === 1 ? one : many}`;
@@ -28,7 +28,7 @@ function line(trouble) {
 function well(state) {
     const queues = Object.values(state.queues);
     const workers = Object.keys(state.workers).length;
-    const speed = queues.reduce((sum, queue) => sum + queue.rate, 0);
+    const speed = queues.reduce((sum, queue) => sum + perSecond(queue.rates, ENDS), 0);
     const running = queues.reduce((sum, queue) => sum + queue.running, 0);
     const waiting = queues.reduce((sum, queue) => sum + queue.ready.reduce((a, b) => a + b, 0), 0);
     return `${plural(queues.length, "queue")}, ${plural(workers, "worker process", "worker processes")}, ${rate(speed)} jobs/s, ${compact(running)} running, ${compact(waiting)} waiting.`;

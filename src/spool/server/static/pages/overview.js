@@ -5,7 +5,7 @@ import { chart } from "../charts.js";
 import { Course, RANGES } from "../course.js";
 import { showFailure } from "../dialog.js";
 import { choice, fill, h, keyed, put, said, select, thead } from "../dom.js";
-import { ago, compact, duration, rate } from "../format.js";
+import { ago, compact, duration, ENDS, perSecond, rate } from "../format.js";
 import { live, onLive } from "../live.js";
 import { healthCard } from "./health.js";
 
@@ -74,7 +74,7 @@ function latest(series) {
 
 function showFigures(shown, queues, workers) {
     const sum = (name) => total(queues.map((queue) => queue[name]));
-    shown.set("rate", `${rate(sum("rate"))}/s`, "last 5 s");
+    shown.set("rate", `${rate(total(queues.map((queue) => perSecond(queue.rates, ENDS))))}/s`, "last 10 s");
     shown.set("ready", compact(total(queues.map((queue) => total(queue.ready)))), live.state.summary?.oldest ? `oldest ${duration(live.state.summary.oldest)}` : "");
     shown.set("running", compact(sum("running")));
     shown.set("scheduled", compact(sum("scheduled")), sum("parked") ? `${compact(sum("parked"))} parked` : "");
@@ -104,7 +104,7 @@ function queueTable() {
                 put(cells[index], compact(value));
                 cells[index].className = `number ${value ? (index === 2 ? "bad" : "") : "zero"}`;
             });
-            put(cells[3], rate(queue.rate));
+            put(cells[3], rate(perSecond(queue.rates, ENDS)));
             put(badge, queue.paused ? "paused" : "");
             badge.className = queue.paused ? "badge paused" : "";
         }

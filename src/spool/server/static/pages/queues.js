@@ -1,12 +1,14 @@
 // Queues: what waits in each, by priority and state; pause, resume, purge.
 
-import { get, post } from "../api.js";
+import { post } from "../api.js";
 import { actionButton } from "../dialog.js";
-import { fill, h, keyed, put, said, thead } from "../dom.js";
-import { ago, compact, count, rate } from "../format.js";
-import { onLive } from "../live.js";
+import { choice, fill, h, keyed, put, said, thead } from "../dom.js";
+import { ago, compact, count, perSecond, rate } from "../format.js";
+import { live, onLive } from "../live.js";
 
 const PRIORITIES = ["critical", "high", "normal", "low", "background"];
+const SPEEDS = [["in/s", ["enqueued"]], ["done/s", ["done"]], ["failed/s", ["retried", "dead"]]];
+const SPANS = [["ten_seconds", "10 s"], ["minute", "1 min"]];
 const path = (name, verb) => `/api/v1/queues/${encodeURIComponent(name)}/${verb}`;
 const total = (list) => list.reduce((sum, each) => sum + each, 0);
 
@@ -31,16 +33,19 @@ function buttons(name) {
     return { pause, resume, purge };
 }
 
+let span = "ten_seconds";
+
 function row([name]) {
     const priorities = PRIORITIES.map((each) => h("td", { class: "number", data: { label: each } }));
     const states = ["scheduled", "parked", "running", "dead"].map((each) => h("td", { class: "number", data: { label: each, state: each } }));
-    const [oldest, speed, workers] = ["oldest", "jobs/s", "workers"].map((each) => h("td", { class: "number", data: { label: each } }));
+    const [oldest, workers] = ["oldest", "workers"].map((each) => h("td", { class: "number", data: { label: each } }));
+    const speeds = SPEEDS.map(([each]) => h("td", { class: "number", data: { label: each } }));
     const badge = h("span", {});
     const { pause, resume, purge } = buttons(name);
     const link = h("a", { href: `/jobs?queue=${encodeURIComponent(name)}` }, said(name));
-    const element = h("tr", { data: { queue: name } }, h("th", { scope: "row" }, link, " ", badge), priorities, oldest, states, workers, speed,
+    const element = h("tr", { data: { queue: name } }, h("th", { scope: "row" }, link, " ", badge), priorities, oldest, states, workers, speeds,
         h("td", { class: "narrow wide" }, h("div", { class: "row" }, pause, resume, purge)));
-    let created = null;
+    let since = null;
 
     function number(cell, value, kind = "") {
         put(cell, compact(value));
@@ -54,14 +59,18 @@ function row([name]) {
         number(states[3], queue.dead, "bad");
         number(workers, queue.workers, "");
         workers.classList.toggle("bad", !queue.workers && total(queue.ready) > 0);
-        put(speed, rate(queue.rate));
+        SPEEDS.forEach(([, names], index) => {
+            const value = perSecond(queue.rates, names, span);
+            put(speeds[index], rate(value));
+            speeds[index].className = `number ${value ? (index === 2 ? "warn" : "") : "zero"}`;
+        });
         put(badge, queue.paused ? "paused" : "");
         badge.className = queue.paused ? "badge paused" : "";
         pause.classList.toggle("hidden", queue.paused);
         resume.classList.toggle("hidden", !queue.paused);
-        if (created !== queue.oldest) {
-            created = queue.oldest;
-            fill(oldest, created ? ago(created) : "–");
+        if (since !== queue.oldest) {
+            since = queue.oldest;
+            fill(oldest, since ? ago(since) : "–");
         }
     }
     return { element, update };
@@ -71,34 +80,19 @@ export function open(root) {
     const body = h("tbody");
     const table = h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Queues, with their ready jobs by priority and their other jobs by state"),
         thead("Queue", ...PRIORITIES.map((each) => [each, "number"]), ["Oldest ready", "number"], ["Scheduled", "number"], ["Parked", "number"],
-            ["Running", "number"], ["Dead", "number"], ["Workers", "number"], ["Jobs/s", "number"], "(Actions)"), body);
+            ["Running", "number"], ["Dead", "number"], ["Workers", "number"], ["In/s", "number"], ["Done/s", "number"], ["Failed/s", "number"], "(Actions)"), body);
     const none = h("p", { class: "empty" }, "There are no queues yet: the first job makes one.");
-    const oldest = new Map();
-    const control = new AbortController();
+    const over = choice("Rates over", SPANS, span, (value) => {
+        span = value;
+        if (live.state) show(live);
+    });
 
-    async function look() {
-        try {
-            const { items } = await get("/api/v1/queues", {}, { signal: control.signal });
-            for (const each of items) oldest.set(each.queue, each.oldest);
-        } catch {
-            // The stream says whether the server is there.
-        }
-        if (!control.signal.aborted) timer = setTimeout(look, 5000);
-    }
-    let timer = 0;
-
-    fill(root, h("div", { class: "head" }, h("h1", {}, "Queues")), h("section", { class: "card" }, h("div", { class: "scroll" }, table), none));
-    const end = onLive(({ state }) => {
+    function show({ state }) {
         const queues = Object.entries(state.queues).sort(([a], [b]) => a.localeCompare(b));
         none.classList.toggle("hidden", queues.length > 0);
         table.classList.toggle("hidden", queues.length === 0);
-        const told = queues.map(([name, each]) => [name, { ...each, oldest: total(each.ready) ? oldest.get(name) : undefined }]);
-        keyed(body, told, ([name]) => name, row);
-    });
-    look();
-    return () => {
-        end();
-        control.abort();
-        clearTimeout(timer);
-    };
+        keyed(body, queues, ([name]) => name, row);
+    }
+    fill(root, h("div", { class: "head" }, h("h1", {}, "Queues"), h("div", { class: "row" }, h("span", { class: "soft" }, "Rates over"), over)), h("section", { class: "card" }, h("div", { class: "scroll" }, table), none));
+    return onLive(show);
 }

@@ -3,7 +3,7 @@
 import { get, jobPath, post } from "../api.js";
 import { actionButton, showFailure } from "../dialog.js";
 import { fill, h, keyed, put, said, thead } from "../dom.js";
-import { ago, bytes, clock, duration } from "../format.js";
+import { ago, bytes, clock, duration, perSecond, rate } from "../format.js";
 import { onLive } from "../live.js";
 
 const path = (id, verb = "") => `/api/v1/workers/${encodeURIComponent(id)}${verb}`;
@@ -14,6 +14,8 @@ function jobList(jobs) {
         h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task))), h("td", {}, said(job.queue)), h("td", { class: "mono" }, said(job.id)), h("td", {}, ago(job.started)), h("td", { class: "number" }, String(job.attempts))))));
 }
 
+const speeds = (rates, names) => ["ten_seconds", "minute"].map((span) => rate(perSecond(rates, names, span))).join(" · ");
+
 function card(worker) {
     const { row } = worker;
     const id = row.incarnation;
@@ -23,6 +25,7 @@ function card(worker) {
     const bar = h("progress", { "aria-label": "Slots in use" });
     const memory = h("dd", {});
     const uptime = h("dd", {});
+    const [done, failed] = ["done", "failed"].map((each) => h("dd", { data: { rate: each } }));
     const place = h("div", { class: "scroll" });
     const unfold = h("details", {}, h("summary", {}, "Jobs"), place);
     const quiet = actionButton("Quiet", { title: ["Quiet worker ", said(name), "?"], text: "It claims no more jobs; those that run go on." }, async () => {
@@ -38,6 +41,7 @@ function card(worker) {
         h("div", {}, h("div", { class: "head" }, h("span", {}, "Slots"), slots), bar),
         h("dl", { class: "facts" },
             h("div", {}, h("dt", {}, "Host"), h("dd", {}, said(row.host))), h("div", {}, h("dt", {}, "Memory"), memory), h("div", {}, h("dt", {}, "Up for"), uptime),
+            h("div", {}, h("dt", {}, "Done/s, 10 s and 1 min"), done), h("div", {}, h("dt", {}, "Failed/s, 10 s and 1 min"), failed),
             h("div", {}, h("dt", {}, "Queues"), h("dd", {}, said(row.queues.join(", ")))), h("div", {}, h("dt", {}, "Version"), h("dd", {}, said(row.version), " on Python ", said(row.python)))),
         unfold);
     let running = -1;
@@ -61,6 +65,8 @@ function card(worker) {
         bar.value = now.row.running;
         put(memory, now.row.memory ? bytes(now.row.memory) : "–");
         put(uptime, duration(Math.round(Math.max(0, clock.now() - now.row.started) / 1000)));
+        put(done, speeds(now.row.rates, ["done"]));
+        put(failed, speeds(now.row.rates, ["retried", "died"]));
         quiet.classList.toggle("hidden", Boolean(now.ordered) || now.state !== "running");
         stop.classList.toggle("hidden", now.ordered === "stop" || now.state === "stopping");
         put(unfold.firstChild, `Jobs (${now.row.running})`);

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from spool import Spool
 from spool.broker import Act, Pause, Store
+from spool.report import OrderRow, Rates, WorkerRow, encode_row
 from spool.server import hub, live
 from spool.server.auth import split_token
+from spool.server.messages import LiveMessage, LiveSnapshot, LiveState
 from tests.eventually import eventually
 from tests.redis_server import RedisServer
 from tests.server.served import Served, serving
@@ -46,12 +49,15 @@ class Follower:
         self.seq = -1
 
     def step(self) -> dict:
-        message = json.loads(self.connection.recv(FAR))
+        text = self.connection.recv(FAR)
+        msgspec.json.decode(text, type=LiveMessage)  # it is what the document of the API says
+        message = json.loads(text)
         if message["type"] == "snapshot":
             self.state, self.events = message["state"], message["events"]
         elif message["type"] == "delta":
             assert message["seq"] == self.seq + 1
             self.state = merged(self.state, message["patch"])
+            msgspec.convert(self.state, LiveState)
             self.events += message.get("events", [])
         self.seq = message["seq"]
         return message
@@ -108,11 +114,33 @@ def test_a_snapshot_comes_first_and_then_what_changes(served):
         assert len(follower.state["tail"]["times"]) > 0
 
 
+def test_workers_and_rates_are_in_the_stream_as_in_the_api(served):
+    row = WorkerRow("w", "n", "h", 1, "", "", 0, 1, ["mail"], 9, 0, 9000, 1, False, "0", "3", ended={"done": 3})
+    row = msgspec.structs.replace(row, rates=Rates({"done": 0.3}, {"done": 0.05}))
+    served.broker.call(Store("worker", "w", encode_row(row), 60_000))
+    served.broker.call(Store("order", "w", msgspec.json.encode(OrderRow("quiet", 1, "me")), 60_000))
+    client = served.client("read")
+    eventually(lambda: client.get("/api/v1/metrics/summary").json()["troubles"] == [])
+    with listen(served) as connection:
+        follower = Follower(connection)
+        follower.step()
+        enqueue(served, "mail", 3)
+        follower.until(lambda it: "enqueued" in it.state["queues"].get("mail", {}).get("rates", {}).get("minute", {}))
+        follower.until(lambda it: "oldest" in it.state["queues"]["mail"])
+        state = msgspec.convert(follower.state, LiveState)
+
+    assert state.workers["w"].row == row
+    assert state.workers["w"].ordered == "quiet"
+    (listed,) = client.get("/api/v1/workers").json()["items"]
+    assert listed["row"]["rates"] == follower.state["workers"]["w"]["row"]["rates"]
+
+
 def test_server_sent_events_say_the_same(sqlite_served):
     enqueue(sqlite_served, "mail", 1)
     with sqlite_served.client("read").stream("GET", "/api/v1/live/events") as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         line = next(line for line in answer.iter_lines() if line.startswith("data: "))
+    assert isinstance(msgspec.json.decode(line.removeprefix("data: "), type=LiveMessage), LiveSnapshot)
     message = json.loads(line.removeprefix("data: "))
     assert message["type"] == "snapshot"
     assert sum(message["state"]["queues"]["mail"]["ready"]) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spool.server import Limits
+from spool.server import Limits, verbs
 from tests.server.flat_openapi import flat
 from tests.server.served import serving
 
@@ -25,6 +25,16 @@ unexpected-methods = ["PATCH"]
 [[operations]]
 include-path = "/api/v1/jobs/batch"
 checks.negative_data_rejection.enabled = false
+
+# A client that cannot talk to a WebSocket is told so (426).
+[[operations]]
+include-path = "/api/v1/live"
+checks.positive_data_acceptance.enabled = false
+
+# An answer without an end: see test_live.py.
+[[operations]]
+include-path = "/api/v1/live/events"
+enabled = false
 """
 
 
@@ -34,9 +44,15 @@ def test_every_operation_is_in_the_document(sqlite_served):
     operations = [each for each in sqlite_served.serving.app.operations if each.documented]
     assert document["openapi"] == "3.1.0"
     assert len(operations) > 25
+    undocumented = {each.path for each in sqlite_served.serving.app.operations if not each.documented}
+    assert {each for each in undocumented if each.startswith("/api/") and "/work/" not in each} <= {
+        "/api/v1/openapi.json",
+        *(each.path for each in verbs.ROUTES),
+    }
     ids = set()
     for each in operations:
-        shown = document["paths"][each.path][each.method.lower()]
+        method = "get" if each.method == "WEBSOCKET" else each.method.lower()
+        shown = document["paths"][each.path][method]
         assert shown["summary"]
         assert shown["description"]
         assert str(each.status) in shown["responses"]
@@ -64,6 +80,23 @@ def test_the_guide_names_every_path(sqlite_served):
         assert f"`{path}`" in text or (f"`{last}`" in text and path[: path.rindex("/")] in text) or path == "/logout", (
             path
         )
+
+
+def test_the_live_stream_is_described(sqlite_served):
+    client = sqlite_served.client("read")
+    document = client.get("/api/v1/openapi.json").json()
+    live = document["paths"]["/api/v1/live"]["get"]
+    stream = document["paths"]["/api/v1/live/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+
+    assert set(live["responses"]) >= {"101", "401", "403", "426"}
+    assert live["x-websocket"]["sends"] == stream["schema"]
+    assert set(stream["schema"]["discriminator"]["mapping"]) == {"snapshot", "delta", "beat"}
+    assert live["x-websocket"]["takes"] == {"$ref": "#/components/schemas/LiveResync"}
+    answer = client.get("/api/v1/live")
+    assert (answer.status_code, answer.headers["upgrade"]) == (426, "websocket")
+    assert client.head("/api/v1/live").status_code == 426
+    assert client.post("/api/v1/live").headers["allow"] == "GET, HEAD, OPTIONS"
+    assert sqlite_served.anonymous().get("/api/v1/live").status_code == 401
 
 
 @pytest.mark.timeout(180)

@@ -200,7 +200,9 @@ class _Path:
     def __init__(self, app: App, methods: Mapping[str, _Endpoint]) -> None:
         self._app = app
         self._methods = methods
-        self._allow = ", ".join(sorted({*methods, "HEAD", "OPTIONS"} - {"WEBSOCKET"}))
+        self._allow = ", ".join(
+            sorted({"GET" if each == "WEBSOCKET" else each for each in methods} | {"HEAD", "OPTIONS"})
+        )
         self._open = any(endpoint.operation.scope is None for endpoint in methods.values())
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
@@ -211,6 +213,8 @@ class _Path:
             return
         if not self._open:
             await self._app.known(scope)
+        if method in SAFE and "WEBSOCKET" in self._methods and method != "OPTIONS":
+            raise Refused(426, "this is a WebSocket", ((b"connection", b"upgrade"), (b"upgrade", b"websocket")))
         allow = ((b"allow", self._allow.encode()),)
         if method == "OPTIONS":
             await _send(send, 204, b"", allow, b"")

@@ -23,7 +23,7 @@ _busy = asyncio.Semaphore(1)
 
 
 class CompareRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Two results, as ``spool bench quick --json`` writes them."""
+    """Two results, as ``spool bench quick --json`` writes them: docs/reference/bench-result.md says what is in one."""
 
     before: dict[str, Any]
     after: dict[str, Any]
@@ -56,7 +56,7 @@ class _Compared(msgspec.Struct, frozen=True):
 
 
 async def compare(ask: Ask[None, CompareRequest]) -> ResultComparison:
-    """Compare two results of the benchmark."""
+    """Compare two results of the benchmark: what became faster or slower. Needs the extra ``bench`` on the server."""
     if _busy.locked():
         raise Refused(503, "another comparison is under way", ((b"retry-after", b"2"),))
     async with _busy:
@@ -96,7 +96,7 @@ ROUTES = (
         response=ResultComparison,
         max_body=LARGEST,
         queues=True,
+        answers={504: "The comparison took too long"},
         mutates=False,
-        documented=False,  # for the dashboard: what a result is, is for `spool bench` to say
     ),
 )

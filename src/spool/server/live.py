@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from spool.server.guard import Rate
 from spool.server.hub import Client
+from spool.server.messages import LiveMessage, LiveResync
 from spool.server.problems import Refused
 from spool.server.routes import Ask, Operation
 from spool.server.services import Services
@@ -34,7 +35,10 @@ async def looking(services: Services) -> AsyncGenerator[None]:
 
 
 async def live(ask: Ask[None, None]) -> None:
-    """Send snapshots and deltas; a client says ``{"type":"resync"}`` for another snapshot, and nothing else."""
+    """Send a snapshot and then deltas, as text; a client says ``{"type":"resync"}`` for another snapshot, nothing else.
+
+    Closed with the code 4401 when the token is not good any more, and with 1008 when a client says something else.
+    """
     _, receive, send = ask.asgi
     hub = ask.services.hub
     if hub.full:
@@ -88,7 +92,10 @@ async def _hear(client: Client, receive: Any) -> bool:
 
 
 async def events(ask: Ask[None, None]) -> Any:
-    """Send the same as server-sent events, each with its ``seq`` as id."""
+    """Send the same as server-sent events without an end, a message as the data of each.
+
+    The last one, ``event: over`` with the data ``{}``, says that the token is not good any more.
+    """
     if ask.services.hub.full:
         raise Refused(503, "too many listen", ((b"retry-after", b"5"),))
 
@@ -121,16 +128,25 @@ async def _gone(receive: Any) -> None:
 
 
 ROUTES = (
-    # Not documented: OpenAPI has no words for a WebSocket, nor for an answer without an end.
-    Operation("WEBSOCKET", "/api/v1/live", live, "read", "What happens, live", queues=True, documented=False),
+    Operation(
+        "WEBSOCKET",
+        "/api/v1/live",
+        live,
+        "read",
+        "What happens, live",
+        shown_request=LiveResync,
+        response=LiveMessage,
+        status=101,
+        queues=True,
+    ),
     Operation(
         "GET",
         "/api/v1/live/events",
         events,
         "read",
         "The same as server-sent events",
+        response=LiveMessage,
         produces="text/event-stream",
         queues=True,
-        documented=False,
     ),
 )

@@ -19,13 +19,17 @@ _NAMES: Final = {"type": "string", "pattern": f"^{NAME.pattern}$"}
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """Return the document of these operations; WebSockets and those that are not documented are left out."""
-    shown = [each for each in operations if each.documented and each.method != "WEBSOCKET"]
+    """Return the document of these operations; those that are not documented are left out.
+
+    A WebSocket is shown as the GET that it begins with, and what the two sides say then under ``x-websocket``.
+    """
+    shown = [each for each in operations if each.documented]
     wanted = [kind for each in shown for kind in _structs(each)]
     _, components = msgspec.json.schema_components([*wanted, Problem], ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for each in shown:
-        paths.setdefault(_VARIABLE.sub(r"{\1}", each.path), {})[each.method.lower()] = _operation(each)
+        method = "get" if each.method == "WEBSOCKET" else each.method.lower()
+        paths.setdefault(_VARIABLE.sub(r"{\1}", each.path), {})[method] = _operation(each)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -68,7 +72,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.scope is None:
         shown["security"] = []
     request = operation.shown_request or operation.request
-    if request is not None:
+    if operation.method == "WEBSOCKET":
+        shown["x-websocket"] = {"sends": _schema(operation.response), "takes": _schema(request)}
+    elif request is not None:
         media = operation.media.replace("*/*", "application/json")
         schema = {media: {"schema": _schema(request)}}
         shown["requestBody"] = {"required": _has_required(request), "content": schema}
@@ -112,7 +118,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 def _responses(operation: Operation) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}}
     responses: dict[str, Any] = {str(operation.status): {"description": operation.summary}}
-    if operation.response is not None:
+    if operation.response is not None and operation.method != "WEBSOCKET":
         content = {operation.produces.partition(";")[0]: {"schema": _schema(operation.response)}}
         responses[str(operation.status)]["content"] = content
         for status, text in operation.answers.items():
@@ -128,6 +134,8 @@ def _problems(operation: Operation) -> list[int]:
         found += [401, 403]
     if "{" in operation.path:
         found += [404]
+    if operation.method == "WEBSOCKET":
+        found += [426]
     if operation.query is not None:
         found += [404, 422]
     if operation.path == "/login":

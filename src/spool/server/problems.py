@@ -51,6 +51,7 @@ TITLES: Final = {
     415: "JSON is expected",
     421: "Not a name of this server",
     422: "It cannot be carried out as it is",
+    426: "This is a WebSocket",
     429: "Too many requests",
     431: "The headers are too large",
     500: "The server failed",

@@ -13,6 +13,7 @@ from spool.broker import Broker, Find, QueueStats, Stats
 from spool.errors import BrokerError
 from spool.job import State, view
 from spool.server.documents import load
+from spool.server.messages import Event
 from spool.server.workers import reported
 from spool.telemetry import History, Recent, recent, survey
 from spool.telemetry.roller import Progress
@@ -40,20 +41,6 @@ def _without_null(value: Any) -> Any:
         return value
     tree = cast("Tree", value)
     return {key: _without_null(each) for key, each in tree.items() if each is not None}
-
-
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Something that happened: a job died, a queue was paused, a worker came or went, jobs were counted as ``kind``."""
-
-    id: int
-    at: int
-    kind: str
-    queue: str = ""
-    job: str = ""
-    task: str = ""
-    worker: str = ""
-    count: int = 0
-    text: str = ""
 
 
 class Watch:

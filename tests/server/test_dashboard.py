@@ -289,6 +289,8 @@ def test_queues_and_workers_show_rates(browser, site):
     expect(row.locator("td[data-label='in/s']")).to_have_text(re.compile(r"^[1-9]"))
     expect(row.locator("td[data-label='done/s']")).to_have_text(re.compile(r"^[1-9]"))
     expect(row.locator("td[data-label='failed/s']")).to_have_text(re.compile(r"^\d"))
+    overflow = "document.querySelector('.scroll').scrollWidth - document.querySelector('.scroll').clientWidth"
+    assert browser.evaluate(overflow) <= 0, "the buttons are cut off"
     open_(browser, site, "/workers")
     done = browser.locator("[data-worker] [data-rate=done]").first
     expect(done).to_have_text(re.compile(r"^[\d.]+ · [1-9][\d.]*$"), timeout=20_000)

@@ -78,8 +78,8 @@ function row([name]) {
 
 export function open(root) {
     const body = h("tbody");
-    const table = h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Queues, with their ready jobs by priority and their other jobs by state"),
-        thead("Queue", ...PRIORITIES.map((each) => [each, "number"]), ["Oldest ready", "number"], ["Scheduled", "number"], ["Parked", "number"],
+    const table = h("table", { class: "cards dense" }, h("caption", { class: "aside-text" }, "Queues, with their ready jobs by priority, since when the oldest of those is ready, and their other jobs by state"),
+        thead("Queue", ...PRIORITIES.map((each) => [each, "number"]), ["Oldest", "number"], ["Scheduled", "number"], ["Parked", "number"],
             ["Running", "number"], ["Dead", "number"], ["Workers", "number"], ["In/s", "number"], ["Done/s", "number"], ["Failed/s", "number"], "(Actions)"), body);
     const none = h("p", { class: "empty" }, "There are no queues yet: the first job makes one.");
     const over = choice("Rates over", SPANS, span, (value) => {

@@ -21,13 +21,19 @@ export const rate = (value) => (value >= 100 ? whole.format(value) : one.format(
 /** Seconds, with the unit that suits them. */
 export function duration(seconds) {
     if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
-    if (seconds === 0) return "0 ms";
-    if (seconds < 1e-3) return `${three.format(seconds * 1e6)} µs`;
-    if (seconds < 1) return `${three.format(seconds * 1e3)} ms`;
-    if (seconds < 60) return `${three.format(seconds)} s`;
+    if (seconds <= 0) return "0 ms";
+    if (seconds < 0.9995e-3) return `${three.format(seconds * 1e6)} µs`;
+    if (seconds < 0.9995) return `${three.format(seconds * 1e3)} ms`;
+    if (seconds < 59.95) return `${three.format(seconds)} s`;
     if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
     if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
     return `${Math.floor(seconds / 86_400)} d ${Math.floor((seconds % 86_400) / 3600)} h`;
+}
+
+/** Seconds as one number and its unit, where there is little room. */
+export function brief(seconds) {
+    const [value, unit] = seconds < 100 ? [seconds, "s"] : seconds < 6000 ? [seconds / 60, "min"] : seconds < 172_800 ? [seconds / 3600, "h"] : [seconds / 86_400, "d"];
+    return `${Math.floor(value)} ${unit}`;
 }
 
 export function bytes(value) {

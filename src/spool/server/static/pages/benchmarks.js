@@ -4,7 +4,7 @@ import { post } from "../api.js";
 import { lineChart } from "../charts.js";
 import { toast } from "../dialog.js";
 import { field, fill, h, said, thead } from "../dom.js";
-import { compact, count, duration, rate } from "../format.js";
+import { compact, count, duration, moment, rate } from "../format.js";
 
 const LARGEST = 8_000_000;
 const ms = (value) => (value === null || value === undefined ? "–" : duration(value / 1000));
@@ -21,6 +21,8 @@ async function readResult(file) {
     if (found?.kind !== "spool-bench" || typeof found.result !== "object") throw new Error(`${file.name} is no result of spool bench`);
     return { name: file.name, result: found };
 }
+
+const started = ({ result }) => (Number.isNaN(Date.parse(result.started)) ? result.started : moment(Date.parse(result.started)));
 
 function figures({ result }) {
     const one = result.result;
@@ -76,31 +78,34 @@ export function open(root) {
     const input = h("input", { type: "file", accept: ".json,application/json", multiple: true });
     const place = h("div", { class: "stack" });
     const drop = h("section", { class: "drop card" }, field("One result, or two to compare (the first is before)", input), h("p", { class: "soft" }, "What ", h("code", {}, "spool bench quick --json"), " writes. Files may be dropped here. They are read in this page; only a comparison sends them to the server, which keeps nothing."));
-    let charts = [];
+    let [charts, turn] = [[], 0];
 
+    /** What was begun before is over: its answers, that may still come, are about files that are no longer shown. */
     function clear() {
+        turn += 1;
         for (const each of charts) each.close();
         charts = [];
     }
 
     async function show(files) {
         clear();
+        const mine = turn;
         try {
             const results = await Promise.all([...files].slice(0, 2).map(readResult));
-            if (!results.length) return;
+            if (!results.length || mine !== turn) return;
             const parts = results.map((each) => {
-                const mine = drawn(each);
-                charts.push(...mine);
-                return h("section", { class: "stack" }, h("h2", {}, said(each.name), " ", h("span", { class: "soft" }, said(each.result.started))), figures(each), h("div", { class: "charts" }, mine.map((one) => one.element)), setUp(each));
+                const made = drawn(each);
+                charts.push(...made);
+                return h("section", { class: "stack" }, h("h2", {}, said(each.name), " ", h("span", { class: "soft" }, said(started(each)))), figures(each), h("div", { class: "charts" }, made.map((one) => one.element)), setUp(each));
             });
             fill(place, parts);
             for (const each of charts) each.draw();
             if (results.length === 2) {
                 const found = await post("/api/v1/benchmarks/compare", { before: results[0].result, after: results[1].result });
-                place.prepend(comparison(found, ...results));
+                if (mine === turn) place.prepend(comparison(found, ...results));
             }
         } catch (error) {
-            toast(error.message, "bad");
+            if (mine === turn) toast(error.message, "bad");
         }
     }
 

@@ -1,26 +1,26 @@
 // One job: what it is, what happened to it, and what can be done with it.
 
-import { get, jobPath, post } from "../api.js";
+import { get, jobPath, post, Question } from "../api.js";
 import { actionButton, showFailure } from "../dialog.js";
 import { block, fill, h, said } from "../dom.js";
 import { ago, duration, json, moment } from "../format.js";
-import { onLive } from "../live.js";
+import { live, onLive } from "../live.js";
 
 const TERMINAL = ["done", "dead", "cancelled"];
 const PAUSE = 700;
 
 function facts(job) {
     const pairs = [
-        ["Queue", h("a", { href: `/queues` }, said(job.queue))], ["Id", h("span", { class: "mono" }, said(job.id))],
+        ["Queue", h("a", { href: `/jobs?queue=${encodeURIComponent(job.queue)}` }, said(job.queue))], ["Id", h("span", { class: "mono" }, said(job.id)), "long"],
         ["Priority", said(job.priority)], ["Created", ago(job.created)],
-        job.due ? ["Due", ago(job.due)] : null, ["Started", ago(job.started)], ["Ended", ago(job.finished)],
-        ["Took", job.started && job.finished ? duration((job.finished - job.started) / 1000) : "–"],
+        job.due ? ["Due", ago(job.due)] : null, job.started ? ["Started", ago(job.started)] : null, job.finished ? ["Ended", ago(job.finished)] : null,
+        job.started && job.finished ? ["Took", duration((job.finished - job.started) / 1000)] : null,
         ["Attempts", String(job.attempts)], ["Failures", String(job.failures)],
         job.crashes ? ["Crashes", String(job.crashes)] : null, job.losses ? ["Leases lost", String(job.losses)] : null,
         job.generation ? ["Replayed", `${job.generation} times`] : null,
-        job.worker ? ["Worker", h("span", { class: "mono" }, said(job.worker))] : null,
+        job.worker ? ["Worker", h("a", { href: "/workers" }, said(job.named)), "long"] : null,
     ];
-    return h("dl", { class: "facts card" }, pairs.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    return h("dl", { class: "facts card" }, pairs.filter(Boolean).map(([name, value, kind]) => h("div", { class: kind }, h("dt", {}, name), h("dd", {}, value))));
 }
 
 function timeline(job) {
@@ -93,16 +93,21 @@ function buttons(job, again) {
 }
 
 export function open(root, { queue, id }) {
-    const control = new AbortController();
+    const asked = new Question();
     const path = `/api/v1${jobPath(decodeURIComponent(queue), decodeURIComponent(id))}`;
-    let [timer, before, over, acted] = [0, "", false, false];
+    let [timer, before, over, quiet, acted] = [0, "", false, false, false];
 
     async function load() {
+        const signal = asked.begin();
         clearTimeout(timer);
         timer = 0;
         try {
-            const job = await get(path, {}, { signal: control.signal, exact: true });
-            over = TERMINAL.includes(job.state);
+            const job = await get(path, {}, { signal, exact: true });
+            // A dead job may be put back, by whomever.
+            quiet = job.state === "dead";
+            over = TERMINAL.includes(job.state) && !quiet;
+            fill(failure);
+            job.named = live.state?.workers[job.worker]?.row.name ?? job.worker;
             const now = json(job);
             if (now !== before) show(job);
             before = now;
@@ -113,6 +118,8 @@ export function open(root, { queue, id }) {
             else if (before) root.querySelector("[data-part=buttons]")?.replaceChildren();
             if (over && before) fill(failure, h("p", { role: "alert" }, acted ? "The job is forgotten." : "The job is no longer kept. What is below is as it was last."));
             else if (over) showFailure(root, error);
+        } finally {
+            asked.end(signal);
         }
     }
 
@@ -132,7 +139,6 @@ export function open(root, { queue, id }) {
     }
 
     function show(job) {
-        fill(failure);
         document.title = `${job.task || job.id} · Spool`;
         const { arguments: args, result, error, traceback, state, history, log: lines, attempts } = job;
         const head = slot("head", [job.task, state], () => h("div", { class: "head" },
@@ -148,13 +154,13 @@ export function open(root, { queue, id }) {
 
     load();
     const end = onLive(({ link }) => {
-        if (link === "up" && !over && !timer) timer = setTimeout(load, PAUSE);
+        if (link === "up" && !over && !quiet && !timer && !asked.busy) timer = setTimeout(load, PAUSE);
     });
     // A job that nobody else is busy with changes no count of the stream.
-    const ticking = setInterval(() => { if (!over && !timer) load(); }, 2000);
+    const ticking = setInterval(() => { if (!over && !timer && !asked.busy) load(); }, 2000);
     return () => {
         end();
-        control.abort();
+        asked.close();
         clearTimeout(timer);
         clearInterval(ticking);
     };

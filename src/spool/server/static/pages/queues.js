@@ -57,8 +57,11 @@ function row([name]) {
         put(speed, rate(queue.rate));
         put(badge, queue.paused ? "paused" : "");
         badge.className = queue.paused ? "badge paused" : "";
-        pause.classList.toggle("hidden", queue.paused);
-        resume.classList.toggle("hidden", !queue.paused);
+        // The one takes the other's place, also for who has just pressed it with a key.
+        const [on, off] = queue.paused ? [resume, pause] : [pause, resume];
+        on.classList.remove("hidden");
+        if (document.activeElement === off) on.focus();
+        off.classList.add("hidden");
         if (created !== queue.oldest) {
             created = queue.oldest;
             fill(oldest, created ? ago(created) : "–");

@@ -1,11 +1,13 @@
 // Workers: their slots, memory and jobs; quiet and stop.
 
-import { get, jobPath, post } from "../api.js";
+import { get, jobPath, post, Question } from "../api.js";
 import { actionButton, showFailure } from "../dialog.js";
 import { fill, h, keyed, put, said, thead } from "../dom.js";
 import { ago, bytes, clock, duration } from "../format.js";
 import { onLive } from "../live.js";
 
+/** Milliseconds after which the list of a worker's jobs is old. */
+const LIST = 2000;
 const path = (id, verb = "") => `/api/v1/workers/${encodeURIComponent(id)}${verb}`;
 
 function jobList(jobs) {
@@ -38,15 +40,20 @@ function card(worker) {
         h("div", {}, h("div", { class: "head" }, h("span", {}, "Slots"), slots), bar),
         h("dl", { class: "facts" },
             h("div", {}, h("dt", {}, "Host"), h("dd", {}, said(row.host))), h("div", {}, h("dt", {}, "Memory"), memory), h("div", {}, h("dt", {}, "Up for"), uptime),
-            h("div", {}, h("dt", {}, "Queues"), h("dd", {}, said(row.queues.join(", ")))), h("div", {}, h("dt", {}, "Version"), h("dd", {}, said(row.version), " on Python ", said(row.python)))),
+            h("div", { class: "long" }, h("dt", {}, "Version"), h("dd", {}, said(row.version), " on ", said(row.python))), h("div", { class: "all" }, h("dt", {}, "Queues"), h("dd", {}, said(row.queues.join(", "))))),
         unfold);
-    let running = -1;
+    const asked = new Question();
+    let [running, loaded] = [-1, 0];
 
     async function load() {
+        const signal = asked.begin();
+        loaded = Date.now();
         try {
-            fill(place, jobList((await get(path(id), { limit: 100 })).jobs));
+            fill(place, jobList((await get(path(id), { limit: 100 }, { signal })).jobs));
         } catch (error) {
             showFailure(place, error);
+        } finally {
+            asked.end(signal);
         }
     }
     unfold.addEventListener("toggle", () => { if (unfold.open) load(); });
@@ -64,7 +71,8 @@ function card(worker) {
         quiet.classList.toggle("hidden", Boolean(now.ordered) || now.state !== "running");
         stop.classList.toggle("hidden", now.ordered === "stop" || now.state === "stopping");
         put(unfold.firstChild, `Jobs (${now.row.running})`);
-        if (unfold.open && now.row.running !== running) load();
+        // A worker that is always full runs other jobs all the time.
+        if (unfold.open && !asked.busy && (now.row.running !== running || Date.now() - loaded > LIST)) load();
         running = now.row.running;
     }
     return { element, update };

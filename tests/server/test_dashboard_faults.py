@@ -168,6 +168,30 @@ def test_dead_letters_of_the_queue_that_was_chosen_last_are_shown(page, site):
     expect(page.locator("tr[data-group=of_a]")).to_have_count(0)
 
 
+@pytest.mark.parametrize("verb", ["Replay", "Delete"])
+def test_the_question_names_the_task_and_the_error(page, site, verb):
+    open_(page, site, "/dead?queue=a")
+    page.locator("tr[data-group=of_a]").get_by_role("button", name=verb).click()
+    meant = "All dead jobs of of_a whose error contains “ValueError: a is no good” in queue a."
+    expect(page.get_by_role("dialog")).to_contain_text(meant)
+
+
+def test_who_asks_for_a_job_that_is_not_there_is_told_so(page, site):
+    open_(page, site, "/jobs/a/nobody")
+    expect(page.get_by_role("heading", level=1)).to_have_text("There is no such job")
+    page.get_by_role("main").get_by_role("link", name="All jobs").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
+
+
+def test_long_lists_of_plain_values_are_packed(page, site):
+    id = site.enqueue("nobody", list(range(100)), queue="many")
+    open_(page, site, f"/jobs/many/{id}")
+    lines = page.get_by_role("region", name="Arguments").inner_text().splitlines()
+    assert len(lines) < 12
+    assert max(map(len, lines)) <= 90
+    assert json.loads("".join(lines)) == [list(range(100))]
+
+
 def test_jobs_show_also_where_answers_take_longer_than_changes(page, site):
     site.enqueue("nobody", queue="before")
     site.queues += 1

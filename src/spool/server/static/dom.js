@@ -15,7 +15,7 @@ export function h(tag, props = {}, ...children) {
         else if (name === "href" && !/^(\/(?![/\\])|#|blob:)/.test(value)) throw new Error(`not an address of ours: ${value}`);
         else made.setAttribute(name, value === true ? "" : String(value));
     }
-    made.append(...children.flat().filter((each) => each !== null && each !== undefined && each !== false));
+    made.append(...children.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false));
     return made;
 }
 
@@ -27,7 +27,7 @@ export function put(element, text) {
 
 /** Put other children into an element. */
 export function fill(element, ...children) {
-    element.replaceChildren(...children.flat().filter((each) => each !== null && each !== undefined && each !== false));
+    element.replaceChildren(...children.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false));
 }
 
 function named(characters) {

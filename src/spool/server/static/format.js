@@ -15,6 +15,8 @@ export const clock = {
 };
 
 export const count = (value) => whole.format(value);
+/** A number of things: "1 job", "3,000 jobs". */
+export const plural = (value, one, many = `${one}s`) => `${whole.format(value)} ${value === 1 ? one : many}`;
 export const compact = (value) => (value < 10_000 ? whole.format(value) : short.format(value));
 export const rate = (value) => (value >= 100 ? whole.format(value) : one.format(value));
 
@@ -79,6 +81,16 @@ export function json(value) {
     return write(value, "");
 }
 
+/** Plain values of a long list, as many in a line as go into it. */
+function packed(parts) {
+    const lines = [];
+    for (const each of parts) {
+        if (lines.length && lines.at(-1).length + each.length < 80) lines.push(`${lines.pop()}, ${each}`);
+        else lines.push(each);
+    }
+    return lines;
+}
+
 function write(value, indent) {
     if (typeof value === "bigint") return String(value);
     if (value === null || typeof value !== "object") return JSON.stringify(value) ?? "null";
@@ -87,7 +99,8 @@ function write(value, indent) {
         if (value.length === 0) return "[]";
         const parts = value.map((each) => write(each, inner));
         const flat = `[${parts.join(", ")}]`;
-        return flat.length < 80 && !flat.includes("\n") ? flat : `[\n${inner}${parts.join(`,\n${inner}`)}\n${indent}]`;
+        if (flat.length < 80 && !flat.includes("\n")) return flat;
+        return `[\n${inner}${(value.some((each) => each !== null && typeof each === "object") ? parts : packed(parts)).join(`,\n${inner}`)}\n${indent}]`;
     }
     const pairs = Object.entries(value).map(([key, each]) => `${JSON.stringify(key)}: ${write(each, inner)}`);
     return pairs.length ? `{\n${inner}${pairs.join(`,\n${inner}`)}\n${indent}}` : "{}";

@@ -3,7 +3,7 @@
 import { get, jobPath, me, post, Question } from "../api.js";
 import { actionButton, showFailure } from "../dialog.js";
 import { field, fill, h, keyed, put, said, select, thead } from "../dom.js";
-import { ago, compact, count } from "../format.js";
+import { ago, compact, count, plural } from "../format.js";
 import { onLive } from "../live.js";
 
 const PAUSE = 700;
@@ -34,9 +34,9 @@ function meant(group, queue) {
 }
 
 function told(replay) {
-    if (replay.state === "done") return `${count(replay.replayed)} jobs were put back.`;
+    if (replay.state === "done") return `${plural(replay.replayed, "job was", "jobs were")} put back.`;
     if (replay.state === "running") return `Replaying: ${count(replay.replayed)} of ${count(replay.found)} so far. It goes on; see below.`;
-    return `The replay ${replay.state}: ${count(replay.replayed)} jobs were put back. ${replay.error}`;
+    return `The replay ${replay.state}: ${plural(replay.replayed, "job was", "jobs were")} put back. ${replay.error}`;
 }
 
 function buttons(group, queue, again, name) {
@@ -50,7 +50,7 @@ function buttons(group, queue, again, name) {
     const remove = actionButton(`Delete${all}`, () => ({ title: "Delete dead jobs?", text: h("p", {}, meant(group, queue()), " They are forgotten, for good.") }), async () => {
         const { changed } = await post("/api/v1/dead/delete", criteria(group, queue()));
         again();
-        return `${count(changed)} dead jobs were deleted.`;
+        return `${plural(changed, "dead job was", "dead jobs were")} deleted.`;
     }, { danger: true, name });
     return [replay, remove];
 }
@@ -124,7 +124,7 @@ export function open(root) {
             const found = await get("/api/v1/dead/groups", { queue: chosen, limit: 50 }, { signal });
             fill(failure);
             keyed(body, found.top, (group) => JSON.stringify([group.task, group.error_type, group.message]), groupRow(() => chosen, load));
-            put(others, found.others ? `${count(found.others)} more jobs with rarer errors` : "");
+            put(others, found.others ? `${plural(found.others, "more job", "more jobs")} with rarer errors` : "");
             none.classList.toggle("hidden", found.total > 0);
             table.classList.toggle("hidden", found.total === 0);
             all.classList.toggle("hidden", found.total === 0);

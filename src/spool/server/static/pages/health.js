@@ -1,11 +1,10 @@
 // Whether all is well, in a plain sentence; and if it is not, which queue and which error.
 
 import { fill, h, keyed, put, said } from "../dom.js";
-import { compact, rate } from "../format.js";
+import { compact, plural, rate } from "../format.js";
 
 const WORDS = { ok: "All is well.", warning: "Take a look", bad: "Something is wrong" };
 const MOST = 6;
-const plural = (value, one, many = `${one}s`) => `${compact(value)} ${value === 1 ? one : many}`;
 
 /** Where one can do something about a trouble. */
 function remedy(trouble) {
@@ -46,6 +45,7 @@ function named(troubles) {
 function well(state) {
     const queues = Object.values(state.queues);
     const workers = Object.keys(state.workers).length;
+    if (!queues.length && !workers) return "Nothing has been enqueued yet, and no worker runs: start one with spool worker MODULE:APP.";
     const speed = queues.reduce((sum, queue) => sum + queue.rate, 0);
     const running = queues.reduce((sum, queue) => sum + queue.running, 0);
     const waiting = queues.reduce((sum, queue) => sum + queue.ready.reduce((a, b) => a + b, 0), 0);

@@ -1,9 +1,9 @@
 // One job: what it is, what happened to it, and what can be done with it.
 
 import { get, jobPath, post, Question } from "../api.js";
-import { actionButton, showFailure } from "../dialog.js";
+import { actionButton } from "../dialog.js";
 import { block, fill, h, said } from "../dom.js";
-import { ago, duration, json, moment } from "../format.js";
+import { ago, duration, json, moment, plural } from "../format.js";
 import { live, onLive } from "../live.js";
 
 const TERMINAL = ["done", "dead", "cancelled"];
@@ -17,7 +17,7 @@ function facts(job) {
         job.started && job.finished ? ["Took", duration((job.finished - job.started) / 1000)] : null,
         ["Attempts", String(job.attempts)], ["Failures", String(job.failures)],
         job.crashes ? ["Crashes", String(job.crashes)] : null, job.losses ? ["Leases lost", String(job.losses)] : null,
-        job.generation ? ["Replayed", `${job.generation} times`] : null,
+        job.generation ? ["Replayed", plural(job.generation, "time")] : null,
         job.worker ? ["Worker", h("a", { href: "/workers" }, said(job.named)), "long"] : null,
     ];
     return h("dl", { class: "facts card" }, pairs.filter(Boolean).map(([name, value, kind]) => h("div", { class: kind }, h("dt", {}, name), h("dd", {}, value))));
@@ -54,7 +54,7 @@ function log(job) {
         h("time", { title: moment(at), class: "soft" }, new Date(at).toLocaleTimeString("en-GB")),
         h("span", { class: /^(ERROR|CRITICAL)$/.test(level) ? "bad" : level === "WARNING" ? "warn" : "soft", title: `attempt ${attempt}` }, said(level)),
         h("span", { class: "text" }, said(logger), " ", said(message, 2000))));
-    const dropped = job.log_dropped ? h("p", { class: "soft" }, `${job.log_dropped} earlier lines are not kept.`) : null;
+    const dropped = job.log_dropped ? h("p", { class: "soft" }, `${plural(job.log_dropped, "earlier line is", "earlier lines are")} not kept.`) : null;
     return h("section", { class: "card stack" }, h("h2", {}, "Log"), dropped, h("ol", { class: "log", tabindex: "0", "aria-label": "Log lines" }, lines));
 }
 
@@ -68,7 +68,7 @@ function values(job) {
         shown.push(h("section", { class: "card stack" }, h("h2", {}, "Arguments"), block(json(value), `${job.id}-arguments.json`, "Arguments")));
     }
     if (job.state === "done") shown.push(h("section", { class: "card stack" }, h("h2", {}, "Result"), block(json(job.result), `${job.id}-result.json`, "Result")));
-    if (job.error) shown.push(h("section", { class: "card stack" }, h("h2", {}, job.state === "cancelled" ? "Reason" : "Error"), h("p", { class: job.state === "cancelled" ? null : "bad" }, said(job.error, 2000)),
+    if (job.error) shown.push(h("section", { class: "card stack" }, h("h2", {}, job.state === "cancelled" ? "Reason" : job.state === "dead" ? "Error" : "Last error"), h("p", { class: job.state === "cancelled" ? null : "bad" }, said(job.error, 2000)),
         job.traceback ? block(job.traceback, `${job.id}-traceback.txt`, "Traceback") : null));
     return shown;
 }
@@ -117,7 +117,7 @@ export function open(root, { queue, id }) {
             if (!over) fill(failure, h("p", { class: "bad", role: "alert" }, error.message));
             else if (before) root.querySelector("[data-part=buttons]")?.replaceChildren();
             if (over && before) fill(failure, h("p", { role: "alert" }, acted ? "The job is forgotten." : "The job is no longer kept. What is below is as it was last."));
-            else if (over) showFailure(root, error);
+            else if (over) fill(root, h("h1", {}, "There is no such job"), h("p", { role: "alert" }, said(error.message)), h("p", {}, h("a", { href: "/jobs" }, "All jobs")));
         } finally {
             asked.end(signal);
         }

@@ -26,7 +26,7 @@ function charts() {
     const perSecond = (course, name) => whole(course, course.counts[name]).map((value) => (value === null ? null : value * 1000 / course.step));
     return [
         chart({
-            title: "Throughput", unit: "jobs/s", format: rate, lines: [
+            title: "Throughput", unit: "jobs/s", least: 4, format: rate, lines: [
                 { label: "enqueued", colour: "plot-5", read: (course) => perSecond(course, "enqueued") },
                 { label: "done", colour: "plot-1", read: (course) => perSecond(course, "done") },
                 { label: "retried", colour: "plot-2", read: (course) => perSecond(course, "retried") },

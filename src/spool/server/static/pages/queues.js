@@ -3,7 +3,7 @@
 import { get, post } from "../api.js";
 import { actionButton } from "../dialog.js";
 import { fill, h, keyed, put, said, thead } from "../dom.js";
-import { ago, compact, count, rate } from "../format.js";
+import { ago, compact, plural, rate } from "../format.js";
 import { onLive } from "../live.js";
 
 const PRIORITIES = ["critical", "high", "normal", "low", "background"];
@@ -26,7 +26,7 @@ function buttons(name) {
         text: "All its jobs that have not started are deleted, for good. What runs goes on.",
     }), async (values) => {
         const { changed } = await post(path(name, "purge"), { dead: values.dead === "on" });
-        return [`${count(changed)} jobs of `, said(name), " were deleted."];
+        return [`${plural(changed, "job")} of `, said(name), changed === 1 ? " was deleted." : " were deleted."];
     }, { danger: true, name });
     return { pause, resume, purge };
 }

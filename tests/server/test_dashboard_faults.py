@@ -15,6 +15,9 @@ from tests.browser import open_page
 from tests.server.served import Served, serving
 from tests.server.test_dashboard import Site, log_in, open_
 
+COUNTS = dict.fromkeys(("lost", "dead", "unfinished", "duplicated"), 0)
+RESULT = {"kind": "spool-bench", "started": "", "result": {"per_s": 1, "done": 1} | COUNTS}
+
 
 class FaultySite(Site):
     """A server without a worker; `jobs` by queue: a and b have a dead one each, many has 60 ready ones."""
@@ -142,6 +145,14 @@ def test_forward_shows_what_the_address_says(page, site):
     expect(picker).to_have_value("a")
     page.go_forward()
     expect(picker).to_have_value("")
+
+
+@pytest.mark.parametrize("path", ["/", "/jobs", "/dead"])
+def test_a_queue_in_the_address_that_has_gone_is_still_named(page, site, path):
+    open_(page, site, f"{path}?queue=gone")
+    expect(page.get_by_role("combobox", name="Queue", exact=True)).to_have_value("gone")
+    expect(page.get_by_role("option", name="many").first).to_be_attached()
+    expect(page.get_by_role("combobox", name="Queue", exact=True)).to_have_value("gone")
 
 
 def test_a_question_does_not_outlive_its_page(page, site):
@@ -287,9 +298,8 @@ def test_who_is_not_logged_out_is_told_so(page, site):
 
 
 def test_a_comparison_is_of_the_files_that_are_shown(page, site, tmp_path):
-    result = {"result": {"per_s": 1, "done": 1, "lost": 0, "dead": 0, "unfinished": 0, "duplicated": 0}, "started": ""}
     for name in ("one", "two", "three"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"kind": "spool-bench", "result": result["result"]} | result))
+        (tmp_path / f"{name}.json").write_text(json.dumps(RESULT))
     compared = {"changes": [], "differences": [], "confidence": 0.99}
     open_(page, site, "/benchmarks")
     held = Held(page, re.compile("benchmarks/compare"))
@@ -301,6 +311,36 @@ def test_a_comparison_is_of_the_files_that_are_shown(page, site, tmp_path):
     held[0].fulfill(json=compared)
     settled(page)
     expect(page.locator("#comparison")).to_have_count(0)
+
+
+def test_what_is_shown_stays_when_a_file_cannot_be_read(page, site, tmp_path):
+    series = {"done": [1, 2], "waiting": [1, 2], "running": [1, 2], "step_s": 1, "memory_s": [], "memory_mb": []}
+    (tmp_path / "good.json").write_text(json.dumps(RESULT | {"series": series}))
+    (tmp_path / "bad.json").write_text("[]")
+    open_(page, site, "/benchmarks")
+    files = page.get_by_label(re.compile("One result"))
+    files.set_input_files(tmp_path / "good.json")
+    expect(page.locator(".plot canvas")).to_have_count(2)
+    files.set_input_files(tmp_path / "bad.json")
+    expect(page.locator("#toasts")).to_contain_text("bad.json is no result of spool bench")
+    expect(page.locator(".plot canvas")).to_have_count(2)
+    (tmp_path / "half.json").write_text(json.dumps(RESULT | {"series": {}}))
+    files.set_input_files(tmp_path / "half.json")
+    expect(page.locator("#toasts")).to_contain_text("lacks something")
+    expect(page.locator(".plot")).to_have_count(0)
+
+
+def test_where_no_websocket_comes_through_it_is_live_all_the_same(page, site):
+    page.add_init_script("""
+        window.WebSocket = class {
+            static OPEN = 1;
+            constructor() { setTimeout(() => this.onclose({ code: 1006 })); }
+            close() {}
+        };
+    """)
+    page.goto(site.url + "/queues")
+    expect(page.locator("#link")).to_have_attribute("data-link", "up", timeout=20_000)
+    site.stir(page, 1)
 
 
 def test_the_link_to_a_trouble_stays_while_its_numbers_change(page, site):

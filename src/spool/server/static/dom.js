@@ -131,6 +131,13 @@ export function field(label, input) {
     return h("div", { class: "field" }, h("label", { for: input.id }, label), input);
 }
 
+/** Let a select offer these queues, after `all` if it is given; and the one that is chosen, even if it has gone. */
+export function offer(made, names, chosen, all) {
+    const offered = chosen && !names.includes(chosen) ? [chosen, ...names] : names;
+    fill(made, all ? h("option", { value: "" }, all) : null, offered.map((name) => h("option", { value: name }, name)));
+    made.value = chosen;
+}
+
 /** A select of plain values: `[value, name]`. */
 export function select(options, chosen, props = {}) {
     const made = h("select", props, options.map(([value, name]) => h("option", { value }, name)));

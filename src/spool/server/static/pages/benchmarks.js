@@ -80,19 +80,19 @@ export function open(root) {
     const drop = h("section", { class: "drop card" }, field("One result, or two to compare (the first is before)", input), h("p", { class: "soft" }, "What ", h("code", {}, "spool bench quick --json"), " writes. Files may be dropped here. They are read in this page; only a comparison sends them to the server, which keeps nothing."));
     let [charts, turn] = [[], 0];
 
-    /** What was begun before is over: its answers, that may still come, are about files that are no longer shown. */
     function clear() {
-        turn += 1;
         for (const each of charts) each.close();
         charts = [];
     }
 
     async function show(files) {
-        clear();
+        // What was begun before is over: its answers, that may still come, are about files that are no longer shown.
+        turn += 1;
         const mine = turn;
         try {
             const results = await Promise.all([...files].slice(0, 2).map(readResult));
             if (!results.length || mine !== turn) return;
+            clear();
             const parts = results.map((each) => {
                 const made = drawn(each);
                 charts.push(...made);
@@ -105,7 +105,14 @@ export function open(root) {
                 if (mine === turn) place.prepend(comparison(found, ...results));
             }
         } catch (error) {
-            if (mine === turn) toast(error.message, "bad");
+            if (mine !== turn) return;
+            if (!(error instanceof TypeError)) {
+                toast(error.message, "bad");
+                return;
+            }
+            clear();
+            fill(place);
+            toast("This result lacks something that a result of spool bench has", "bad");
         }
     }
 
@@ -123,5 +130,8 @@ export function open(root) {
         show(event.dataTransfer.files);
     });
     fill(root, h("div", { class: "head" }, h("h1", {}, "Benchmarks")), drop, place);
-    return clear;
+    return () => {
+        turn += 1;
+        clear();
+    };
 }

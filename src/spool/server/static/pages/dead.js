@@ -2,7 +2,7 @@
 
 import { get, jobPath, me, post, Question } from "../api.js";
 import { actionButton, showFailure } from "../dialog.js";
-import { field, fill, h, keyed, put, said, select, thead } from "../dom.js";
+import { field, fill, h, keyed, offer, put, said, select, thead } from "../dom.js";
 import { ago, compact, count, plural } from "../format.js";
 import { onLive } from "../live.js";
 
@@ -105,7 +105,7 @@ function replayRow(again) {
 
 export function open(root) {
     const wanted = new URLSearchParams(location.search).get("queue") ?? "";
-    const queue = select([["", "all queues"]], "", { "aria-label": "Queue", on: { change: () => choose() } });
+    const queue = select([["", "All queues"]], "", { "aria-label": "Queue", on: { change: () => choose() } });
     const body = h("tbody");
     const table = h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Dead jobs by task and error"), thead(["Jobs", "number"], "Task", "Error", "First", "Last", "Sample", "(Actions)"), body);
     const replays = h("tbody");
@@ -160,8 +160,7 @@ export function open(root) {
         const found = JSON.stringify(Object.keys(state.queues).sort());
         if (found !== names) {
             names = found;
-            fill(queue, h("option", { value: "" }, "all queues"), Object.keys(state.queues).sort().map((name) => h("option", { value: name }, name)));
-            queue.value = chosen;
+            offer(queue, Object.keys(state.queues).sort(), chosen, "All queues");
         }
         const counts = JSON.stringify([session, Object.values(state.queues).map((each) => [each.dead, each.totals.dead])]);
         if (counts !== seen && seen) stale = true;

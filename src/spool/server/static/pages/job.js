@@ -11,8 +11,8 @@ const PAUSE = 700;
 
 function facts(job) {
     const pairs = [
-        ["Queue", h("a", { href: `/jobs?queue=${encodeURIComponent(job.queue)}` }, said(job.queue))], ["Id", h("span", { class: "mono" }, said(job.id)), "long"],
-        ["Priority", said(job.priority)], ["Created", ago(job.created)],
+        ["Queue", h("a", { href: `/jobs?queue=${encodeURIComponent(job.queue)}` }, said(job.queue))], ["Priority", said(job.priority)],
+        ["Id", h("span", { class: "mono" }, said(job.id)), "long"], ["Created", ago(job.created)],
         job.due ? ["Due", ago(job.due)] : null, job.started ? ["Started", ago(job.started)] : null, job.finished ? ["Ended", ago(job.finished)] : null,
         job.started && job.finished ? ["Took", duration((job.finished - job.started) / 1000)] : null,
         ["Attempts", String(job.attempts)], ["Failures", String(job.failures)],

@@ -2,7 +2,7 @@
 
 import { get, jobPath, Question } from "../api.js";
 import { showFailure } from "../dialog.js";
-import { field, fill, h, keyed, put, said, select, thead } from "../dom.js";
+import { field, fill, h, keyed, offer, put, said, select, thead } from "../dom.js";
 import { ago, duration } from "../format.js";
 import { live, onLive } from "../live.js";
 
@@ -118,6 +118,7 @@ export function open(root) {
         load();
     }
 
+    offer(queue, [], wanted, "all queues");
     filters.addEventListener("submit", chosen);
     for (const each of [queue, state, since]) each.addEventListener("change", () => chosen());
     fill(root, h("div", { class: "head" }, h("h1", {}, "Jobs"), held), filters, failure, h("section", { class: "card stack" }, h("div", { class: "scroll" }, table), none, h("div", { class: "row" }, more)));
@@ -125,8 +126,7 @@ export function open(root) {
         const found = JSON.stringify(Object.keys(now.state.queues).sort());
         if (found !== names) {
             names = found;
-            fill(queue, h("option", { value: "" }, "all queues"), Object.keys(now.state.queues).sort().map((name) => h("option", { value: name }, name)));
-            queue.value = wanted;
+            offer(queue, Object.keys(now.state.queues).sort(), wanted, "all queues");
         }
         // What has moved shows in the counts; a list that was prolonged by hand stays as it is.
         const counts = JSON.stringify([now.session, Object.entries(live.state.queues).filter(([name]) => !wanted || name === wanted).map(([, each]) => [each.totals, each.running])]);

@@ -4,7 +4,7 @@ import { jobPath, me } from "../api.js";
 import { chart } from "../charts.js";
 import { Course, RANGES } from "../course.js";
 import { showFailure } from "../dialog.js";
-import { choice, fill, h, keyed, put, said, select, thead } from "../dom.js";
+import { choice, fill, h, keyed, offer, put, said, select, thead } from "../dom.js";
 import { ago, brief, compact, duration, rate } from "../format.js";
 import { live, onLive } from "../live.js";
 import { healthCard } from "./health.js";
@@ -213,8 +213,7 @@ export function open(root) {
         const found = JSON.stringify(queues.map(([name]) => name));
         if (found !== names) {
             names = found;
-            fill(picker, me.queues ? null : h("option", { value: "" }, "All queues"), queues.map(([name]) => h("option", { value: name }, name)));
-            picker.value = queue;
+            offer(picker, queues.map(([name]) => name), queue, me.queues ? "" : "All queues");
         }
         course?.take();
     }

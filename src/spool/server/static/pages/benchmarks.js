@@ -69,7 +69,7 @@ function comparison(found, before, after) {
         h("td", { class: "number", data: { label: "change" } }, percent(each.change)),
         h("td", { class: "number", data: { label: "interval" } }, each.low === null ? "–" : `${percent(each.low)} to ${percent(each.high)}`),
         h("td", {}, h("span", { class: `badge ${each.verdict}` }, said(each.verdict)))));
-    return h("section", { class: "card stack", id: "comparison" }, h("h2", {}, "Comparison"), h("p", { class: "soft" }, "From ", said(before.name), " to ", said(after.name), `; intervals with ${Math.round(100 * found.confidence)} % confidence. A verdict needs repetitions of both (--repeat).`),
+    return h("section", { class: "card stack", id: "comparison" }, h("h2", {}, "Comparison"), h("p", { class: "soft" }, "From ", said(before.name), " to ", said(after.name), `; intervals with ${Math.round(100 * found.confidence)} % confidence. A verdict needs repetitions of both: `, h("code", {}, "--repeat"), "."),
         h("div", { class: "scroll" }, h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Changes"), thead("Metric", ["Before", "number"], ["After", "number"], ["Change", "number"], ["Interval", "number"], "Verdict"), h("tbody", {}, rows))),
         found.differences.length ? h("details", {}, h("summary", {}, `${found.differences.length} differences of configuration and machine`), h("ul", {}, found.differences.map((each) => h("li", {}, said(each))))) : null);
 }

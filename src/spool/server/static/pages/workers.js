@@ -12,8 +12,8 @@ const path = (id, verb = "") => `/api/v1/workers/${encodeURIComponent(id)}${verb
 
 function jobList(jobs) {
     if (!jobs.length) return h("p", { class: "soft" }, "It runs nothing now.");
-    return h("table", {}, h("caption", { class: "aside-text" }, "Jobs that it runs"), thead("Task", "Queue", "Id", "Since", ["Attempt", "number"]), h("tbody", {}, jobs.map((job) => h("tr", {},
-        h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task))), h("td", {}, said(job.queue)), h("td", { class: "mono" }, said(job.id)), h("td", {}, ago(job.started)), h("td", { class: "number" }, String(job.attempts))))));
+    return h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Jobs that it runs"), thead("Task", "Queue", "Id", "Since", ["Attempt", "number"]), h("tbody", {}, jobs.map((job) => h("tr", {},
+        h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task))), h("td", {}, said(job.queue)), h("td", { class: "mono" }, said(job.id)), h("td", { data: { label: "since" } }, ago(job.started)), h("td", { class: "number", data: { label: "attempt" } }, String(job.attempts))))));
 }
 
 function card(worker) {

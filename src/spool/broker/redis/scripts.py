@@ -276,21 +276,21 @@ def _get(verb: Get) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 
 #: What a cursor looks like, per state; the script must not be given anything else.
-_PLACE, _TIME, _NAMES, _ENTRY = r"\d+", r"\d+ [^ ]+", r"[^ ]+ [^ ]+", r"\d+-\d+ \d+"
+_PLACE, _TIME, _NAMES, _ENTRY = r"\d{1,19}", r"\d{1,19} [^ ]+", r"[^ ]+ [^ ]+", r"\d{1,19}-\d{1,19} \d{1,19}"
 _CURSORS: Final = {
     State.READY: _PLACE,
     State.SUSPECT: _PLACE,
     State.SCHEDULED: _TIME,
     State.DEAD: _TIME,
     State.RUNNING: _NAMES,
-    State.PARKED: r"[^ ]+ -?\d+",
+    State.PARKED: r"[^ ]+ -?\d{1,19}",
     State.DONE: _ENTRY,
     State.CANCELLED: _ENTRY,
 }
 
 
 def _check_cursor(cursor: str, pattern: str, what: str) -> None:
-    if cursor and not re.fullmatch(pattern, cursor):
+    if cursor and not re.fullmatch(pattern, cursor, re.ASCII):
         raise ConfigError(f"{cursor!r} is not a cursor of {what}")
 
 
@@ -336,7 +336,7 @@ def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 
 def _watch(verb: Watch) -> tuple[str, list[Any], Callable[[Any], Any]]:
-    _check_cursor(verb.cursor, r"\d+-\d+/\d+", "Watch")
+    _check_cursor(verb.cursor, r"\d{1,19}-\d{1,19}/\d{1,19}", "Watch")
     after, _, seen = verb.cursor.partition("/")
 
     def parse(reply: Any) -> Watched:

@@ -22,7 +22,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -39,6 +39,9 @@ PROCESS: Final = 1
 LANES: Final = (MAIN, PROCESS)
 """Lanes of a queue: jobs for the event loop and threads, and jobs for the process pool, claimed against its free
 slots."""
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""Of a verb, as it may come from elsewhere: what a double, and so a script, can hold exactly."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}")
 """Queue and task names, and job ids given by a caller. No braces or spaces: names become parts of keys."""

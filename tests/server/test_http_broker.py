@@ -21,14 +21,18 @@ from spool.broker import (
     Beat,
     Cancel,
     Claim,
+    Done,
     Enqueue,
     Find,
     Get,
     Heartbeat,
+    JobNote,
     Load,
     NewJob,
+    Note,
     Pause,
     Retire,
+    Retried,
     Settle,
     Stats,
     Store,
@@ -200,6 +204,27 @@ class TestBadServers:
             for verb in (Enqueue("q}", []), Enqueue("q", [NewJob("a\nb", b"")]), Retire("q", "a b"), Load("a:{b}")):
                 with pytest.raises(errors.ConfigError, match="is not usable"):
                     broker.call(verb)
+
+    @pytest.mark.parametrize("number", [-1, 2**53 + 1, 2**64 - 1])
+    def test_numbers_that_no_store_can_hold_are_refused(self, served, number):
+        with at(served) as broker:
+            broker.call(Enqueue("q", [job("a")]))
+            for verb in (
+                Enqueue("q", [NewJob("b", b"", delay=number)]),
+                Enqueue("q", [NewJob("b", b"", due=number)]),
+                Act("q", Cancel(ttl=number), ["a"]),
+                Beat("q", [Heartbeat("w", number)]),
+                Claim("q", "w", number),
+                Claim("q", "w", 1, (number, 0)),
+                Settle("q", "w", 1, [Done("a", 1, b"", number)]),
+                Settle("q", "w", 1, [Retried("a", 1, "", number)]),
+                Note("q", "w", [JobNote("a", number)]),
+                Find("q", State.READY, limit=number),
+                Store("worker", "w", b"{}", number),
+            ):
+                with pytest.raises(errors.ConfigError, match="int"):
+                    broker.call(verb)
+            assert broker.call(Get("q", "a")).state is State.READY
 
     def test_without_its_library_threads_work_and_loops_say_what_is_missing(self, sqlite_served, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)

@@ -256,7 +256,7 @@ def _snapshot(queue: str, fields: Sequence[Any]) -> Snapshot:
         record if ending == b"" else None,
         tally.decode(errors="replace"),
         ending or None,
-        int(due) if due else None,
+        int(float(due)) if due else None,
         incarnation.decode() or None,
         int(started) if started else None,
         int(finished) if finished else None,

@@ -334,3 +334,12 @@ def test_a_forged_cursor_leads_nowhere_and_hurts_nobody(q, broker, state, cursor
         with suppress(ConfigError):
             assert broker.call(verb).now
         assert q.state("a") is State.READY, "who comes next has nothing to do with it"
+
+
+@pytest.mark.parametrize("task", ["unknown", "two words", "\u0661 1", " "])
+def test_parked_jobs_are_listed_whatever_their_task_is_called(q, task):
+    q.enqueue(*(job(each, task=task) for each in "abc"))
+    q.beat("w")
+    q.take("w")
+    assert q.ids(State.PARKED, 1) == ["a", "b", "c"]
+    assert q.ids(State.PARKED, 3) == ["a", "b", "c"]

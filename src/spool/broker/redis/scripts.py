@@ -8,6 +8,7 @@ import importlib.resources
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote
 
 from msgspec.structs import replace
 
@@ -297,9 +298,15 @@ def _check_cursor(cursor: str, pattern: str, what: str) -> None:
 def _find(verb: Find) -> tuple[str, list[Any], Callable[[Any], Any]]:
     _check_cursor(verb.cursor, _CURSORS[verb.state], f"{verb.state} jobs")
     first, _, second = verb.cursor.partition(" ")
+    if verb.state is State.PARKED:
+        first = unquote(first)
 
     def parse(reply: Any) -> Found:
-        return Found(reply[0], [_snapshot(verb.queue, fields) for fields in reply[2:]], _text(reply[1]))
+        cursor = _text(reply[1])
+        if cursor and verb.state is State.PARKED:  # after the name of a task, which may be anything
+            task, _, place = cursor.rpartition(" ")
+            cursor = f"{quote(task)} {place}"
+        return Found(reply[0], [_snapshot(verb.queue, fields) for fields in reply[2:]], cursor)
 
     return "find", [verb.state.value, min(max(verb.limit, 1), GROUP), first, second], parse
 

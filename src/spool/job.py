@@ -340,6 +340,7 @@ _decode_progress = msgspec.msgpack.Decoder(_StoredProgress).decode
 _decode_line = msgspec.msgpack.Decoder(_StoredLine).decode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 _decode_ending = msgspec.msgpack.Decoder(Ending).decode
+_decode_arguments = msgspec.msgpack.Decoder(tuple[list[Any], dict[str, Any]]).decode
 encode_record = msgspec.msgpack.Encoder().encode
 encode_ending = encode_record
 
@@ -364,6 +365,14 @@ def read_ending(body: bytes) -> Ending:
     if ending.version > VERSION:
         raise StoreCorrupt(f"a job's ending has layout {ending.version}; this release knows up to {VERSION}")
     return ending
+
+
+def read_arguments(record: Record) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments of a call as plain values. Raises `StoreCorrupt`."""
+    try:
+        return _decode_arguments(record.payload)
+    except (*_UNREADABLE, ValueError) as error:
+        raise StoreCorrupt(f"the arguments cannot be decoded: {error}") from error
 
 
 def _plain(raw: msgspec.Raw) -> Any:
@@ -428,10 +437,9 @@ def view(snapshot: Snapshot) -> Job:
     arguments = None
     if record is not None:
         try:
-            args, kwargs = msgspec.msgpack.decode(record.payload)
-            arguments = (args, kwargs)
-        except (*_UNREADABLE, ValueError, TypeError) as error:
-            damage = damage or f"the arguments cannot be decoded: {error}"
+            arguments = read_arguments(record)
+        except StoreCorrupt as error:
+            damage = damage or str(error)
     priority = record.priority if record else ending.priority if ending else 2
     progress, log, dropped = _notes(snapshot, tally.attempts + 1)
     return Job(

@@ -320,7 +320,6 @@ def test_what_is_no_cursor_is_refused(q, broker, state, cursor):
         broker.call(Watch("q", cursor=cursor))
 
 
-
 FORGED = (f"[{10**30}]", f'["", {10**30}]', f"{10**30}", f"{10**30} 1", f"{10**30}-1 1", "\u0661 x", "9" * 5000)
 
 

@@ -45,7 +45,7 @@ from spool.broker.silence import is_silence
 from spool.broker.sqlite import SqliteBroker
 from spool.chaos import proxy
 from spool.cli import main
-from spool.job import State
+from spool.job import VERSION, Record, State, encode_record, read_record, view
 from tests.contract.driver import LEASE, Driver, job, jobs
 from tests.contract.test_lost_reply import STALE, VERBS, everything, setting
 from tests.eventually import aeventually, eventually
@@ -322,6 +322,45 @@ class TestTokens:
                 assert [each.key for each in broker.call(Load(kind)).documents] == ["mine"]
             with pytest.raises(errors.BrokerRefused, match="kind 'token'"):
                 broker.call(Load("token"))
+
+    def test_what_a_task_hides_is_hidden_from_who_asks_for_verbs(self, served):
+        app = Spool(served.broker)
+
+        @app.task(queue="q", redact=("password",))
+        def login(user: str, password: str) -> None: ...
+
+        served.declare(app)
+        login.options(id="a").enqueue("ada", "hunter2")
+        login.options(id="dead").enqueue("ada", password="hunter2")
+        served.broker.call(Enqueue("q", [NewJob("damaged", b"hunter2")]))
+        driver = Driver(served.broker, Clock(), "q")
+        driver.beat("w", tasks=("login",))
+        driver.take("w", 2)
+        driver.settle("w", driver.died("dead"))
+        with at(served, "read") as broker:
+            found = [broker.call(Get("q", "a")), broker.ended("q", "dead"), *broker.call(Find("q", State.RUNNING)).jobs]
+            assert [view(each).arguments for each in found] == [(["ada", "[redacted]"], {})] * 3
+            assert view(found[0]).task == "login"
+            found.append(broker.call(Get("q", "damaged")))
+        assert all(b"hunter2" not in each.record for each in found)
+        assert all(read_record(each.record).fingerprint == "" for each in found[:3]), "it could be guessed from"
+
+    def test_arguments_that_are_none_are_the_trouble_of_their_job_alone(self, served):
+        app = Spool(served.broker)
+
+        @app.task(queue="q", redact=("password",))
+        def login(user: str, password: str) -> None: ...
+
+        served.declare(app)
+        bodies = {"a": [1, 2], "b": [[], []], "c": [], "d": 7, "e": [[], {1: 2}]}
+        with at(served, "enqueue") as broker:
+            for id, body in bodies.items():
+                record = Record(VERSION, "login", 2, 0, 3, "", 0, msgspec.Raw(msgspec.msgpack.encode(body)))
+                broker.call(Enqueue("q", [NewJob(id, encode_record(record))]))
+        answer = served.client("read").get("/api/v1/jobs")
+        assert answer.status_code == 200
+        assert [each["arguments"] for each in answer.json()["items"]] == [None] * len(bodies)
+        assert all("cannot be decoded" in each["error"] for each in answer.json()["items"])
 
     def test_a_server_that_is_read_only_answers_what_changes_nothing(self, tmp_path):
         with serving(f"sqlite:///{tmp_path}/spool.db", read_only=True) as served, at(served) as broker:

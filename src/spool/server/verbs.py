@@ -20,6 +20,7 @@ from spool.broker import (
     Document,
     Enqueue,
     Find,
+    Found,
     Get,
     Load,
     Loaded,
@@ -48,8 +49,9 @@ from spool.broker.http.wire import (
     spoken_here,
 )
 from spool.broker.http.wire import ROUTES as PATHS
+from spool.catalogue import Catalogue
 from spool.errors import ConfigError, SpoolError
-from spool.job import State, check_name
+from spool.job import Snapshot, State, check_name
 from spool.server.problems import Refused, problem_of
 from spool.server.routes import Ask, Operation, Reply, Scope
 from spool.server.waits import OrderWaits, WorkWaits
@@ -91,6 +93,7 @@ MOST_QUEUES: Final = 100
 MAX_BODY: Final = 32 * 1024 * 1024
 """Bytes of a request: the ends of 500 jobs, or a bulk enqueue, with room for large results and arguments."""
 _HEADERS: Final = ((HEADER.encode(), SPOKEN.encode()), (LIMIT_HEADER.encode(), b"%d" % MAX_BODY))
+NOTHING: Final = Catalogue(())
 ENDS: Final = (State.DONE, State.CANCELLED, State.DEAD)
 
 _readers: Final[dict[type[Any], Callable[[bytes], Any]]] = {
@@ -123,14 +126,19 @@ class Verbs:
         asked = _decoded(kind, ask.body)
         _check_names(asked)
         _permit(asked, ask)
+        catalogue = await ask.services.intake.catalogue() if isinstance(asked, Get | Find | EndsWait) else NOTHING
         if isinstance(asked, EndsWait):
-            return _Ends(self._broker, asked, self._stopping)
+            return _Ends(self._broker, asked, self._stopping, catalogue)
         try:
             reply = await _noted(asked, ask, self._carry_out(asked, ask.asgi[1]))
         except _Gone:
             return Reply(b"", 499, media=MEDIA)  # which nobody reads
         if isinstance(asked, Load):
             reply = _visible(asked.kind, reply, ask)
+        elif isinstance(reply, Snapshot):
+            reply = catalogue.veiled(reply)
+        elif isinstance(reply, Found):
+            reply = replace(reply, jobs=[catalogue.veiled(each) for each in reply.jobs])
         return Reply(b"" if isinstance(asked, WorkWait) else encode(reply), headers=_HEADERS, media=MEDIA)
 
     async def _carry_out(self, asked: Any, receive: Receive) -> Any:
@@ -323,8 +331,8 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
 class _Ends:
     """An answer that streams the ends of jobs as they come."""
 
-    def __init__(self, broker: Broker, asked: EndsWait, stopping: asyncio.Event) -> None:
-        self._broker, self._stopping = broker, stopping
+    def __init__(self, broker: Broker, asked: EndsWait, stopping: asyncio.Event, catalogue: Catalogue) -> None:
+        self._broker, self._stopping, self._catalogue = broker, stopping, catalogue
         self._jobs = dict.fromkeys(asked.jobs)
         self._timeout = _bounded(asked.timeout)
 
@@ -366,7 +374,8 @@ class _Ends:
             problem = problem_of(error)
             told.put_nowait(frame(Ended(queue, id_, None, problem.status, msgspec.json.encode(problem))))
         else:
-            told.put_nowait(frame(Ended(queue, id_, found)) if found is None or found.state in ENDS else b"")
+            shown = None if found is None else self._catalogue.veiled(found)
+            told.put_nowait(frame(Ended(queue, id_, shown)) if shown is None or shown.state in ENDS else b"")
 
 
 async def _all(told: asyncio.Queue[T]) -> list[T]:

@@ -313,6 +313,29 @@ class TestTokens:
                 broker.await_orders(["mine", "other"], 1)
             assert [each.key for each in broker.call(Load("queue")).documents] == ["mine"]
 
+    def test_a_token_for_one_queue_takes_nothing_from_another(self, served):
+        theirs = b'{"queue": "other"}'
+        for kind in ("task", "worker"):
+            served.broker.call(Store(kind, "theirs", theirs))
+            served.broker.call(Store(kind, "unreadable", b"?"))
+        mine = b'{"queue": "mine"}'
+        with at(served, "work", queues=["mine"]) as broker:
+            for kind in ("task", "worker"):
+                for verb in (
+                    Store(kind, "theirs", mine),
+                    Store(kind, "theirs", None),
+                    Store(kind, "own", mine, others={"theirs": mine}),
+                    Store(kind, "own", b"{}"),
+                    Store(kind, "own", b"?"),
+                    Store(kind, "unreadable", mine),
+                ):
+                    with pytest.raises(errors.BrokerRefused, match="token"):
+                        broker.call(verb)
+                broker.call(Store(kind, "own", mine, others={"own2": mine}))
+                broker.call(Store(kind, "own", None))
+                there = {each.key: each.body for each in served.broker.call(Load(kind)).documents}
+                assert there == {"own2": mine, "theirs": theirs, "unreadable": b"?"}
+
     def test_of_other_queues_workers_and_tasks_it_sees_none(self, sqlite_served):
         for queue in ("mine", "other"):
             sqlite_served.broker.call(Store("worker", queue, msgspec.json.encode({"queues": [queue]})))

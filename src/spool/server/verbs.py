@@ -126,6 +126,8 @@ class Verbs:
         asked = _decoded(kind, ask.body)
         _check_names(asked)
         _permit(asked, ask)
+        if isinstance(asked, Store) and ask.principal.queues is not None:
+            await self._check_others(asked, ask)
         catalogue = await ask.services.intake.catalogue() if isinstance(asked, Get | Find | EndsWait) else NOTHING
         if isinstance(asked, EndsWait):
             return _Ends(self._broker, asked, self._stopping, catalogue)
@@ -140,6 +142,16 @@ class Verbs:
         elif isinstance(reply, Found):
             reply = replace(reply, jobs=[catalogue.veiled(each) for each in reply.jobs])
         return Reply(b"" if isinstance(asked, WorkWait) else encode(reply), headers=_HEADERS, media=MEDIA)
+
+    async def _check_others(self, asked: Store, ask: Ask[None, bytes]) -> None:
+        """Refuse to write over, or remove, what is about queues that the caller's token is not for."""
+        for key in (asked.key, *asked.others):
+            check_name("key", key)
+            # No name is between this and the key.
+            before = f"{key[:-1]}{chr(ord(key[-1]) - 1)}\U0010ffff"
+            for there in (await self._broker.acall(Load(asked.kind, before, 1))).documents:
+                if there.key == key:
+                    _check_about(there.body, ask)
 
     async def _carry_out(self, asked: Any, receive: Receive) -> Any:
         match asked:
@@ -281,10 +293,19 @@ def _permit(asked: Any, ask: Ask[None, bytes]) -> None:
             raise Refused(403, f"a token for some queues is not for documents of kind {asked.kind!r}")
     if queues is None:
         return
-    about = set(_queues(asked))
     if isinstance(asked, Store):
-        about = {queue for body in (asked.body, *asked.others.values()) for queue in _about(body or b"")}
-    for queue in sorted(about - queues):
+        for body in (asked.body, *asked.others.values()):
+            if body is not None:
+                _check_about(body, ask)
+    for queue in sorted(set(_queues(asked)) - queues):
+        ask.check_queue(queue)
+
+
+def _check_about(body: bytes, ask: Ask[None, bytes]) -> None:
+    about = _about(body)
+    if not about:
+        raise Refused(403, "a token for some queues is not for documents that name none")
+    for queue in sorted(about):
         ask.check_queue(queue)
 
 

@@ -9,9 +9,11 @@ from websockets.sync.client import ClientConnection, connect
 
 from spool import Spool
 from spool.broker import Act, Pause, Store
-from spool.server import hub, live
+from spool.broker import connect as broker_at
+from spool.server import documents, hub, live
 from spool.server.auth import split_token
-from tests.eventually import eventually
+from spool.telemetry import History
+from tests.eventually import aeventually, eventually
 from tests.redis_server import RedisServer
 from tests.server.served import Served, serving
 
@@ -230,6 +232,19 @@ def test_a_store_that_is_gone_is_told_and_so_is_its_return(tmp_path):
         assert follower.state["store"]["trouble"]
         redis.start()
         follower.until(lambda it: it.state["store"]["up"])
+
+
+def test_an_outage_of_the_store_ends_no_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "RECHECK", 0.0)
+    monkeypatch.setattr(documents, "FRESH", 0.0)
+    monkeypatch.setattr(hub, "BEAT", 0.1)
+    with RedisServer() as redis, serving(redis.url) as served, listen(served) as connection:
+        follower = Follower(connection)
+        follower.step()
+        redis.kill()
+        follower.until(lambda it: not it.state["store"]["up"])
+        for _ in range(3):  # nobody can say by now whether its token is good
+            assert follower.step()["type"] == "beat"
 
 
 def enqueue(served: Served, queue: str, count: int) -> None:

@@ -247,6 +247,25 @@ def test_an_outage_of_the_store_ends_no_stream(tmp_path, monkeypatch):
             assert follower.step()["type"] == "beat"
 
 
+async def test_a_store_that_does_not_answer_is_asked_again_at_once(monkeypatch):
+    monkeypatch.setattr(hub, "SHARE", 1e9)
+    monkeypatch.setattr(hub, "PERIOD", 0.001)
+    broker = broker_at("http://127.0.0.1:1")
+    room = hub.Hub(broker, History(broker))
+    client = room.join(None)
+    looked: list[int] = []
+
+    async def look(turn: int) -> None:
+        await hub.Hub._turn(room, turn)
+        looked.append(turn)
+
+    monkeypatch.setattr(room, "_turn", look)
+    await aeventually(lambda: len(looked) > 3)
+    assert client.sight.ready, "and the trouble is told"
+    await room.close()
+    await broker.aclose()
+
+
 def enqueue(served: Served, queue: str, count: int) -> None:
     async def send() -> None: ...
 

@@ -247,13 +247,14 @@ class Hub:
             turn += 1
             self._drop_stuck()
             took = time.monotonic() - begun
-            await asyncio.sleep(max(PERIOD - took, SHARE * took))
+            # To wait for a store that does not answer is no work, and it is to be seen at once when it does.
+            await asyncio.sleep(PERIOD if self._watch.trouble else max(PERIOD - took, SHARE * took))
 
     async def _turn(self, turn: int) -> None:
         events = [plain(event) for event in await self._watch.look(workers=turn % 2 == 0)]
         for sight in list(self._sights.values()):
             # Half a turn of the slow parts each second; a sight that is new has all at once.
-            if turn % 2 == 1 or not sight.ready:
+            if (turn % 2 == 1 or not sight.ready) and not self._watch.trouble:
                 with suppress(SpoolError):  # the store's trouble is told by the look
                     await sight.refresh(self._watch)
             sight.update(self._watch, events)

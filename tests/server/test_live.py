@@ -266,6 +266,13 @@ async def test_a_store_that_does_not_answer_is_asked_again_at_once(monkeypatch):
     await broker.aclose()
 
 
+def test_the_head_of_the_stream_has_an_end(sqlite_served):
+    client = sqlite_served.client("read")
+    assert client.head("/api/v1/live/events").headers["content-type"] == "text/event-stream"
+    assert client.get("/api/v1/me").status_code == 200, "on the same connection"
+    assert sqlite_served.serving.app.services.hub.clients == 0
+
+
 def enqueue(served: Served, queue: str, count: int) -> None:
     async def send() -> None: ...
 

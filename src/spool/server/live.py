@@ -100,9 +100,12 @@ async def events(ask: Ask[None, None]) -> Any:
     if ask.services.hub.full:
         raise Refused(503, "too many listen", ((b"retry-after", b"5"),))
 
-    async def stream(_scope: Any, receive: Any, send: Any) -> None:
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
         head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": head})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
         client = ask.services.hub.join(ask.principal.queues)
 
         async def write(text: str) -> None:

@@ -46,6 +46,8 @@ from spool.broker.sqlite import SqliteBroker
 from spool.chaos import proxy
 from spool.cli import main
 from spool.job import VERSION, Record, State, encode_record, read_record, view
+from spool.server import verbs as server_verbs
+from spool.server import waits
 from tests.contract.driver import LEASE, Driver, job, jobs
 from tests.contract.test_lost_reply import STALE, VERBS, everything, setting
 from tests.eventually import aeventually, eventually
@@ -384,6 +386,14 @@ class TestTokens:
         assert answer.status_code == 200
         assert [each["arguments"] for each in answer.json()["items"]] == [None] * len(bodies)
         assert all("cannot be decoded" in each["error"] for each in answer.json()["items"])
+
+    def test_ends_that_are_waited_for_are_bounded(self, sqlite_served, monkeypatch):
+        monkeypatch.setattr(server_verbs, "MOST_ENDS", 2)
+        with at(sqlite_served, "read") as broker:
+            for _ in range(3):
+                assert len(broker._hear(EndsWait([("q", "a"), ("q", "b")], 5.0))) == 2, "which are not known"
+            with pytest.raises(errors.BrokerUnavailable, match="too many ends"):
+                broker._hear(EndsWait([("q", "a"), ("q", "b"), ("q", "c")], 0.001))
 
     def test_a_server_that_is_read_only_answers_what_changes_nothing(self, tmp_path):
         with serving(f"sqlite:///{tmp_path}/spool.db", read_only=True) as served, at(served) as broker:

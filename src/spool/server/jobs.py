@@ -256,13 +256,13 @@ async def _ended(ask: Ask[ResultQuery, None], snapshot: Snapshot) -> Snapshot:
     waiting = asyncio.ensure_future(services.broker.aended(snapshot.queue, snapshot.id, ask.query.wait))
     gone = asyncio.ensure_future(_gone(ask.asgi[1]))
     try:
-        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
+        await asyncio.wait((waiting, gone, stop), return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not waiting.done():
             raise Refused(400, "the client went away")
-        return waiting.result() or await look_up(ask)
+        return (waiting.result() if waiting.done() else None) or await look_up(ask)
     finally:
         services.waits -= 1
-        for task in (waiting, gone):
+        for task in (waiting, gone, stop):
             task.cancel()
 
 
@@ -270,6 +270,7 @@ async def _gone(receive: Any) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
+    stop = asyncio.ensure_future(services.stopping.wait())
 
 async def progress(ask: Ask[None, None]) -> Told:
     """Return how far a job says that it is, and what it has logged; both are empty for a job that says nothing."""

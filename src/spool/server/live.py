@@ -113,15 +113,19 @@ async def events(ask: Ask[None, None]) -> Any:
 
         sending = asyncio.ensure_future(_send_all(ask, client, write))
         gone = asyncio.ensure_future(_gone(receive))
+        stop = asyncio.ensure_future(ask.services.stopping.wait())
+        tasks = (sending, gone, stop)
         try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not gone.done():
-                await send({"type": "http.response.body", "body": b"event: over\ndata: {}\n\n"})
+                # Only where it is over for good is a client not to come back.
+                last = b"event: over\ndata: {}\n\n" if _over(sending) else b""
+                await send({"type": "http.response.body", "body": last})
         finally:
             ask.services.hub.leave(client)
-            for task in (sending, gone):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait((sending, gone))
+            await asyncio.wait(tasks)
 
     return stream
 

@@ -242,7 +242,7 @@ class Serving:
         """Take no more connections, let requests end for up to 5 s, and return when it is over."""
         if self._loop is not None and self.app is not None and self.alive:
             with contextlib.suppress(RuntimeError):  # it has just ended
-                self._loop.call_soon_threadsafe(self.app.services.verbs.stop)
+                self._loop.call_soon_threadsafe(self.app.services.stopping.set)
         if self._server is not None:
             self._server.should_exit = True
         if self._thread.ident is not None:

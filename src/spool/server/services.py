@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from spool.app import Spool
 from spool.broker import Broker
 from spool.server.audit import Audit
@@ -30,7 +32,9 @@ class Services:
         self.intake = Intake(self.app)
         self.audit = Audit(broker, settings.audit_days)
         self.replays = Replays(broker)
-        self.verbs = Verbs(broker)
+        self.stopping = asyncio.Event()
+        """Set when the server is about to end: who waits is answered, and streams end."""
+        self.verbs = Verbs(broker, self.stopping)
         self.rate = Rate(limits.rate)
         self.enqueue_rate = Rate(limits.enqueue_rate)
         self.failures = Rate(limits.failures / 60, float(limits.failures))

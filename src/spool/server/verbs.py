@@ -90,6 +90,8 @@ STORES: Final[Mapping[str, tuple[Scope, ...]]] = {"worker": ("work",), "task": (
 """The same for writing them."""
 MOST_QUEUES: Final = 100
 """Queues that one request may wait for."""
+MOST_ENDS: Final = 100_000
+"""Jobs whose ends all requests together may wait for."""
 MAX_BODY: Final = 32 * 1024 * 1024
 """Bytes of a request: the ends of 500 jobs, or a bulk enqueue, with room for large results and arguments."""
 _HEADERS: Final = ((HEADER.encode(), SPOKEN.encode()), (LIMIT_HEADER.encode(), b"%d" % MAX_BODY))
@@ -114,11 +116,12 @@ _where = msgspec.json.Decoder(_Where).decode
 class Verbs:
     """Answers what ``http://`` brokers ask, for one broker. Belongs to one event loop."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, stopping: asyncio.Event) -> None:
+        self.broker, self.stopping = broker, stopping
         self._work = WorkWaits(broker)
         self._orders = OrderWaits(broker)
-        self._stopping = asyncio.Event()
+        self.ends = 0
+        """Jobs whose ends are waited for."""
 
     async def answer(self, kind: type, ask: Ask[None, bytes]) -> Reply | _Ends:
         """Answer a request of this kind. Raises what the broker does, and `Refused`."""
@@ -130,7 +133,9 @@ class Verbs:
             await self._check_others(asked, ask)
         catalogue = await ask.services.intake.catalogue() if isinstance(asked, Get | Find | EndsWait) else NOTHING
         if isinstance(asked, EndsWait):
-            return _Ends(self._broker, asked, self._stopping, catalogue)
+            if self.ends + len(asked.jobs) > MOST_ENDS:
+                raise Refused(503, "too many ends of jobs are waited for", ((b"retry-after", b"1"),))
+            return _Ends(self, asked, catalogue)
         try:
             reply = await _noted(asked, ask, self._carry_out(asked, ask.asgi[1]))
         except _Gone:
@@ -149,7 +154,7 @@ class Verbs:
             check_name("key", key)
             # No name is between this and the key.
             before = f"{key[:-1]}{chr(ord(key[-1]) - 1)}\U0010ffff"
-            for there in (await self._broker.acall(Load(asked.kind, before, 1))).documents:
+            for there in (await self.broker.acall(Load(asked.kind, before, 1))).documents:
                 if there.key == key:
                     _check_about(there.body, ask)
 
@@ -164,14 +169,14 @@ class Verbs:
             case Claim() if asked.wait:
                 waiting = self._work.wait([asked.queue], asked.lanes, _bounded(asked.wait))
                 await self._while_there(receive, waiting)
-                return await self._broker.acall(replace(asked, wait=0.0))
+                return await self.broker.acall(replace(asked, wait=0.0))
             case _:
-                return await self._broker.acall(asked)
+                return await self.broker.acall(asked)
 
     async def _while_there(self, receive: Receive, wait: Coroutine[Any, Any, T]) -> T | None:
         """Wait for as long as the client does, and we are not told to stop: then None. Raises `_Gone`."""
         waiting = asyncio.ensure_future(wait)
-        gone, stop = asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self._stopping.wait())
+        gone, stop = asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self.stopping.wait())
         try:
             await asyncio.wait([waiting, gone, stop], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
@@ -181,10 +186,6 @@ class Verbs:
             return None
         finally:
             await _end(waiting, gone, stop)
-
-    def stop(self) -> None:
-        """Let nobody wait any more: the server is about to end."""
-        self._stopping.set()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -352,8 +353,8 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
 class _Ends:
     """An answer that streams the ends of jobs as they come."""
 
-    def __init__(self, broker: Broker, asked: EndsWait, stopping: asyncio.Event, catalogue: Catalogue) -> None:
-        self._broker, self._stopping, self._catalogue = broker, stopping, catalogue
+    def __init__(self, verbs: Verbs, asked: EndsWait, catalogue: Catalogue) -> None:
+        self._verbs, self._catalogue = verbs, catalogue
         self._jobs = dict.fromkeys(asked.jobs)
         self._timeout = _bounded(asked.timeout)
 
@@ -366,7 +367,8 @@ class _Ends:
         told = asyncio.Queue[bytes | None]()
         tasks = [asyncio.ensure_future(self._tell(queue, id_, told)) for queue, id_ in self._jobs]
         gone = asyncio.ensure_future(_gone(receive))
-        stop = asyncio.ensure_future(self._stopping.wait())
+        stop = asyncio.ensure_future(self._verbs.stopping.wait())
+        self._verbs.ends += len(self._jobs)
         for over in (gone, stop):
             over.add_done_callback(lambda _: told.put_nowait(None))
         end = asyncio.get_running_loop().call_later(self._timeout, told.put_nowait, None) if self._timeout else None
@@ -384,13 +386,14 @@ class _Ends:
             await _end(gone, stop, *tasks)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+            self._verbs.ends -= len(self._jobs)
     async def _tell(self, queue: str, id_: str, told: asyncio.Queue[bytes | None]) -> None:
         """Put the frame of a job's end; without a timeout also an empty one, if it has not ended."""
         try:
             if self._timeout:
-                found = await self._broker.aended(queue, id_)
+                found = await self._verbs.broker.aended(queue, id_)
             else:
-                found = await self._broker.acall(Get(queue, id_))
+                found = await self._verbs.broker.acall(Get(queue, id_))
         except SpoolError as error:
             problem = problem_of(error)
             told.put_nowait(frame(Ended(queue, id_, None, problem.status, msgspec.json.encode(problem))))

@@ -395,6 +395,12 @@ class TestTokens:
             with pytest.raises(errors.BrokerUnavailable, match="too many ends"):
                 broker._hear(EndsWait([("q", "a"), ("q", "b"), ("q", "c")], 0.001))
 
+    def test_what_was_not_enqueued_is_not_in_the_audit_log(self, sqlite_served):
+        with at(sqlite_served) as broker:
+            broker.call(Enqueue("q", [job("a", fingerprint="one")]))
+            broker.call(Enqueue("q", [job("a", fingerprint="another"), job("b", fingerprint="one")]))
+        assert list(sqlite_served.serving.app.services.audit._sums.values()) == [2]
+
     def test_a_server_that_is_read_only_answers_what_changes_nothing(self, tmp_path):
         with serving(f"sqlite:///{tmp_path}/spool.db", read_only=True) as served, at(served) as broker:
             assert broker.call(Stats("q")).running == 0

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -197,8 +197,11 @@ class Verbs:
 async def _noted(asked: Any, ask: Ask[None, bytes], work: Coroutine[Any, Any, T]) -> T:
     """Carry out, and write what it changes into the audit log."""
     audit, who = ask.services.audit, ask.principal
-    if isinstance(asked, Enqueue) and asked.jobs:
-        audit.count(who, "enqueue", asked.queue, len(asked.jobs))
+    if isinstance(asked, Enqueue):
+        enqueued: Any = await work
+        if count := len(asked.jobs) - len(enqueued.conflicts):
+            audit.count(who, "enqueue", asked.queue, count)
+        return cast("T", enqueued)
     if not isinstance(asked, Act | Store) or (isinstance(asked, Store) and asked.kind in STORES):
         return await work
     action, target, detail = _told(asked)
@@ -365,10 +368,10 @@ class _Ends:
         headers = [*_HEADERS, (b"content-type", STREAM.encode()), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         told = asyncio.Queue[bytes | None]()
+        self._verbs.ends += len(self._jobs)
         tasks = [asyncio.ensure_future(self._tell(queue, id_, told)) for queue, id_ in self._jobs]
         gone = asyncio.ensure_future(_gone(receive))
         stop = asyncio.ensure_future(self._verbs.stopping.wait())
-        self._verbs.ends += len(self._jobs)
         for over in (gone, stop):
             over.add_done_callback(lambda _: told.put_nowait(None))
         end = asyncio.get_running_loop().call_later(self._timeout, told.put_nowait, None) if self._timeout else None
@@ -383,10 +386,10 @@ class _Ends:
         finally:
             if end is not None:
                 end.cancel()
+            self._verbs.ends -= len(self._jobs)
             await _end(gone, stop, *tasks)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-            self._verbs.ends -= len(self._jobs)
     async def _tell(self, queue: str, id_: str, told: asyncio.Queue[bytes | None]) -> None:
         """Put the frame of a job's end; without a timeout also an empty one, if it has not ended."""
         try:

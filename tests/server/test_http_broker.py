@@ -387,6 +387,21 @@ class TestTokens:
         assert [each["arguments"] for each in answer.json()["items"]] == [None] * len(bodies)
         assert all("cannot be decoded" in each["error"] for each in answer.json()["items"])
 
+    def test_queues_that_are_listened_to_are_bounded(self, sqlite_served, monkeypatch):
+        monkeypatch.setattr(waits, "MOST", 3)
+        with at(sqlite_served, "work") as broker:
+            broker._ask(OrdersWait(["a", "b", "c"], 0.0))
+            broker._ask(WorkWait(["a"], 0.001))
+            for asked in (
+                OrdersWait(["a", "d"], 0.0),
+                WorkWait(["a", "b"], 0.001),
+                Claim("d", "w", 1, (1, 1), wait=0.1),
+            ):
+                with pytest.raises(errors.BrokerUnavailable, match="listens to 3 queues already"):
+                    broker._ask(asked)
+            broker._ask(OrdersWait(["a", "b", "c"], 0.0))
+        eventually(lambda: not sqlite_served.serving.app.services.verbs._work._ears)
+
     def test_ends_that_are_waited_for_are_bounded(self, sqlite_served, monkeypatch):
         monkeypatch.setattr(server_verbs, "MOST_ENDS", 2)
         with at(sqlite_served, "read") as broker:

@@ -38,3 +38,29 @@ async def test_a_refresh_sees_what_was_written_before_it():
 
     assert documents.held("a") == b"x"
     await held.broker.aclose()
+
+
+async def test_sums_that_were_not_written_stay(monkeypatch):
+    broker = connect("sqlite://:memory:")
+    audit = Audit(broker, 30)
+    for queue, count in (("a", 1), ("b", 2), ("c", 3)):
+        audit.count(ANYBODY, "enqueue", queue, count)
+    write = audit._write
+
+    async def fail(entry) -> None:
+        if entry.target == "b":
+            raise BrokerUnavailable("the store is away")
+        await write(entry)
+
+    monkeypatch.setattr(audit, "_write", fail)
+    with suppress(BrokerUnavailable):
+        await audit.flush()
+    audit.count(ANYBODY, "enqueue", "b", 5)
+    monkeypatch.undo()
+    await audit.flush()
+
+    entries, _ = await audit.page("", 100)
+    assert sorted((entry.target, entry.count) for entry in entries) == [("a", 1), ("b", 7), ("c", 3)]
+    await audit.flush()
+    assert len((await audit.page("", 100))[0]) == 3
+    await broker.aclose()

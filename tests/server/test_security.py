@@ -10,21 +10,25 @@ import socket
 import ssl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import pytest
 import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
-from spool.broker import Load
+from spool.broker import Enqueue, Load, NewJob
 from spool.errors import ConfigError, SpoolError
-from spool.server import Limits, ServerSettings
+from spool.server import Limits, ServerSettings, session
 from spool.server import app as server_app
 from spool.server.auth import digest
 from spool.server.pages import OPEN
 from spool.server.problems import STATUS, problem_of
 from spool.server.routes import Operation
+from tests.contract.driver import Driver
 from tests.eventually import eventually
+from tests.model_state import Clock
 from tests.server.served import Served, serving
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -179,6 +183,19 @@ def test_guessing_is_slowed_down(sqlite_served):
     answer = client.post("/login", json={"token": token})
     assert answer.status_code == 429, "else one could tell a right one"
     assert int(answer.headers["retry-after"]) > 0
+
+
+def test_what_fails_in_the_middle_is_in_the_audit_log(sqlite_served, monkeypatch):
+    async def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(sqlite_served.serving.app.services.replays, "stop", fail)
+    admin = sqlite_served.client("admin")
+
+    assert admin.post("/api/v1/dead/replays/x/stop", json={}).status_code == 500
+
+    (entry,) = admin.get("/api/v1/audit").json()["items"]
+    assert (entry["action"], entry["status"]) == ("POST /api/v1/dead/replays/{replay}/stop", 500)
 
 
 def test_a_failed_login_by_form_shows_the_page_again(sqlite_served):

@@ -10,6 +10,7 @@ middleware of Starlette's would add a tenth to that for each.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -296,6 +297,9 @@ class _Endpoint:
             await note(status=problem.status, detail=problem.detail)
             raise
         status = answer.status if isinstance(answer, Reply) else 0
+        except (Exception, asyncio.CancelledError):  # the latter when the server ends: part of it may have been done
+            await note(status=500, detail=f"it was cut short: {_detail(ask)}")
+            raise
         await note(status=status or self.operation.status, detail=_detail(ask))
         return answer
 

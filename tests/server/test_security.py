@@ -26,7 +26,7 @@ from spool.server.auth import digest
 from spool.server.pages import OPEN
 from spool.server.problems import STATUS, problem_of
 from spool.server.routes import Operation
-from tests.contract.driver import Driver
+from tests.contract.driver import Driver, jobs
 from tests.eventually import eventually
 from tests.model_state import Clock
 from tests.server.served import Served, serving
@@ -196,6 +196,26 @@ def test_what_fails_in_the_middle_is_in_the_audit_log(sqlite_served, monkeypatch
 
     (entry,) = admin.get("/api/v1/audit").json()["items"]
     assert (entry["action"], entry["status"]) == ("POST /api/v1/dead/replays/{replay}/stop", 500)
+
+
+def test_replays_that_begin_at_once_are_bounded_too(sqlite_served):
+    # Each replays one at once, and waits a long time for its next one.
+    many = jobs(200)
+    sqlite_served.broker.call(Enqueue("mail", many))
+    admin = sqlite_served.client("admin")
+    driver = Driver(sqlite_served.broker, Clock(), "mail")
+    driver.beat("w")
+    driver.take("w", 200)
+    driver.settle("w", *(driver.died(each.id) for each in many))
+
+    def replay(_: int) -> int:
+        asked = {"everything": True, "rate": 0.001, "wait": 0}
+        return admin.post("/api/v1/dead/replay", json=asked).status_code
+
+    with ThreadPoolExecutor(40) as pool:
+        statuses = list(pool.map(replay, range(80)))
+    assert statuses.count(202) <= 20
+    assert statuses.count(503) >= 60
 
 
 def test_a_failed_login_by_form_shows_the_page_again(sqlite_served):

@@ -185,6 +185,22 @@ def test_guessing_is_slowed_down(sqlite_served):
     assert int(answer.headers["retry-after"]) > 0
 
 
+def test_guessing_at_once_is_slowed_down_as_well(sqlite_served):
+    def guess(number: int) -> int:
+        return sqlite_served.anonymous().post("/login", json={"token": f"spool_{number}_x"}).status_code
+
+    with ThreadPoolExecutor(30) as pool:
+        statuses = list(pool.map(guess, range(30)))
+
+    assert statuses.count(401) <= 12
+    assert set(statuses) == {401, 429}
+
+
+def test_who_logs_in_again_and_again_is_not_slowed_down(sqlite_served):
+    browser, token = sqlite_served.anonymous(), sqlite_served.token("read")
+    assert [browser.post("/login", json={"token": token}).status_code for _ in range(15)] == [200] * 15
+
+
 def test_what_fails_in_the_middle_is_in_the_audit_log(sqlite_served, monkeypatch):
     async def fail(*_):
         raise RuntimeError

@@ -121,11 +121,11 @@ class Rate:
         if seconds := self.wait(key):
             raise too_many(seconds)
 
-    def spent(self, key: str) -> float:
-        """Return 0, or the seconds until there is room for one. Counts nothing."""
-        left, at = self._left.get(key, (self._burst, 0.0))
-        left = min(self._burst, left + (time.monotonic() - at) * self._per_second)
-        return 0.0 if left >= 1 else (1 - left) / self._per_second
+    def give_back(self, key: str) -> None:
+        """Take one that was counted for none."""
+        if key in self._left:
+            left, at = self._left[key]
+            self._left[key] = (left + 1, at)
 
 
 def too_many(seconds: float) -> Refused:

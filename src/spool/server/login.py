@@ -87,16 +87,17 @@ async def show(ask: Ask[LoginQuery, None]) -> Reply:
 async def log_in(ask: Ask[None, bytes]) -> Reply:
     """Open a session for the holder of a token, sent by a form or as JSON ``{"token": …}``."""
     services = ask.services
-    if wait := services.failures.spent(ask.client):
+    # Counted before it is looked at: many that come at once must not all pass.
+    if wait := services.failures.wait(ask.client):
         raise Refused(429, "too many wrong tokens from there", ((b"retry-after", b"%d" % (wait + 1)),))
     form = ask.headers.get(b"content-type", b"").startswith(FORM.encode())
     token, onward = _read_form(ask.body) if form else _read_json(ask.body)
     principal = await services.tokens.verify(token)
     if principal is None:
-        services.failures.wait(ask.client)
         if form:
             return page(onward, "This token is not valid.", 401)
-        raise Refused(401, "this token is not valid")
+        raise Refused(401, "this token is not valid", ((b"www-authenticate", b"Bearer"),))
+    services.failures.give_back(ask.client)
     cookie = await services.sessions.open(principal)
     await services.audit.note(principal, client=ask.client, action="POST /login", target="/login", status=200)
     headers = ((b"set-cookie", cookie),)

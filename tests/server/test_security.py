@@ -201,6 +201,11 @@ def test_who_logs_in_again_and_again_is_not_slowed_down(sqlite_served):
     assert [browser.post("/login", json={"token": token}).status_code for _ in range(15)] == [200] * 15
 
 
+def test_what_anybody_may_send_is_short(sqlite_served):
+    for path in ("/login", "/logout"):
+        assert sqlite_served.anonymous().post(path, content=b"x" * 20_000).status_code == 413
+
+
 def test_what_fails_in_the_middle_is_in_the_audit_log(sqlite_served, monkeypatch):
     async def fail(*_):
         raise RuntimeError

@@ -14,6 +14,8 @@ from msgspec import Meta
 from spool.server.problems import Refused
 from spool.server.routes import Ask, Operation, Reply
 
+LARGEST: Final = 16 * 1024
+"""Bytes of what anybody may send."""
 FORM: Final = "application/x-www-form-urlencoded"
 
 PAGE: Final = """<!doctype html>
@@ -153,8 +155,17 @@ ROUTES = (
         response=str,
     ),
     Operation(
-        "POST", "/login", log_in, None, "Log in", media="*/*", shown_request=Login, response=LoggedIn, mutates=False
+        "POST",
+        "/login",
+        log_in,
+        None,
+        "Log in",
+        media="*/*",
+        shown_request=Login,
+        response=LoggedIn,
+        mutates=False,
+        max_body=LARGEST,
     ),
-    Operation("POST", "/logout", log_out, None, "Log out", media="*/*", status=303, mutates=False),
+    Operation("POST", "/logout", log_out, None, "Log out", media="*/*", status=303, mutates=False, max_body=LARGEST),
     Operation("GET", "/api/v1/me", who, "read", "Whose token or session this is", response=LoggedIn, queues=True),
 )

@@ -201,6 +201,14 @@ def test_who_logs_in_again_and_again_is_not_slowed_down(sqlite_served):
     assert [browser.post("/login", json={"token": token}).status_code for _ in range(15)] == [200] * 15
 
 
+@pytest.mark.parametrize("other", ['theme={"a": [1, 2]}', "a b=c", "=", "x[y]=1;;", 'q="un', "é=1"])
+def test_cookies_of_others_on_the_same_host_do_no_harm(sqlite_served, other):
+    value = sqlite_served.session("read").cookies["spool_session"]
+    for cookies in (f"{other}; spool_session={value}", f"spool_session={value}; {other}"):
+        answer = sqlite_served.anonymous().get("/api/v1/me", headers={"Cookie": cookies.encode()})
+        assert answer.status_code == 200, cookies
+
+
 def test_what_anybody_may_send_is_short(sqlite_served):
     for path in ("/login", "/logout"):
         assert sqlite_served.anonymous().post(path, content=b"x" * 20_000).status_code == 413

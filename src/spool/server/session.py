@@ -7,7 +7,6 @@ know it, and who reads the store cannot take it over. Its rights are those that 
 from __future__ import annotations
 
 import secrets
-from http.cookies import CookieError, SimpleCookie
 from typing import Final
 
 import msgspec
@@ -87,11 +86,12 @@ class Sessions:
         return f"__Host-{NAME}" if self._secure else NAME
 
     def _value(self, cookies: str) -> str:
-        try:
-            found = SimpleCookie(cookies).get(self.cookie)
-        except CookieError:
-            return ""
-        return "" if found is None else found.value
+        # Not by http.cookies: it gives up at a cookie that it cannot read, and another port's are sent to us as well.
+        for each in cookies.split(";"):
+            name, _, value = each.strip().partition("=")
+            if name == self.cookie:
+                return value
+        return ""
 
     def _cookie(self, value: str, seconds: int) -> bytes:
         secure = "; Secure" if self._secure else ""

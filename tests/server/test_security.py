@@ -201,6 +201,19 @@ def test_who_logs_in_again_and_again_is_not_slowed_down(sqlite_served):
     assert [browser.post("/login", json={"token": token}).status_code for _ in range(15)] == [200] * 15
 
 
+def test_a_token_has_so_many_sessions(sqlite_served, monkeypatch):
+    monkeypatch.setattr(session, "MOST", 3)
+    other, token = sqlite_served.session("read"), sqlite_served.token("read")
+    browsers = [sqlite_served.anonymous() for _ in range(5)]
+    for browser in browsers:
+        assert browser.post("/login", json={"token": token}).status_code == 200
+
+    statuses = [browser.get("/api/v1/me").status_code for browser in browsers]
+    assert sorted(statuses) == [200] * 3 + [401] * 2
+    assert statuses[-1] == 200
+    assert other.get("/api/v1/me").status_code == 200, "that of another token"
+
+
 @pytest.mark.parametrize("other", ['theme={"a": [1, 2]}', "a b=c", "=", "x[y]=1;;", 'q="un', "é=1"])
 def test_cookies_of_others_on_the_same_host_do_no_harm(sqlite_served, other):
     value = sqlite_served.session("read").cookies["spool_session"]

@@ -19,6 +19,8 @@ from spool.server.settings import ServerSettings
 
 KIND: Final = "session"
 NAME: Final = "spool_session"
+MOST: Final = 100
+"""Sessions of one token. All are read every two seconds by each server, and a program may log in for each request."""
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -56,10 +58,17 @@ class Sessions:
         value = secrets.token_urlsafe(32)
         now = (await self._broker.acall(Load("server"))).now
         ttl = round(self._seconds * 1000)
+        await self._make_room(principal.id)
         row = SessionRow(principal.id, now, now + ttl)
         await self._broker.acall(Store(KIND, digest(value), _encode(row), ttl))
         await self._rows.refresh()
         return self._cookie(value, round(self._seconds))
+
+    async def _make_room(self, token: str) -> None:
+        """End the oldest sessions of a token that has as many as it may."""
+        theirs = sorted((row.created, key) for key, row in (await self._rows.recent()).items() if row.token == token)
+        for _, key in theirs[: max(0, len(theirs) - MOST + 1)]:
+            await self._broker.acall(Store(KIND, key, None))
 
     async def find(self, cookies: str) -> Principal | None:
         """Return whose session the cookies name, None for nobody's."""

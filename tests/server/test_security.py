@@ -349,6 +349,21 @@ def test_json_has_to_say_that_it_is(sqlite_served):
     assert answer.status_code == 404, "no body, no type"
 
 
+def test_a_path_says_what_may_be_done_there(sqlite_served):
+    client = sqlite_served.client("admin")
+
+    for path, allowed in (
+        ("/api/v1/jobs", "GET, HEAD, OPTIONS, POST"),
+        ("/api/v1/jobs/batch", "OPTIONS, POST"),
+        ("/api/v1/live", "OPTIONS"),
+        ("/healthz", "GET, HEAD, OPTIONS"),
+    ):
+        answers = [client.options(path), client.request("PATCH", path)]
+        assert [answer.status_code for answer in answers] == [204, 405]
+        assert [answer.headers["allow"] for answer in answers] == [allowed] * 2
+        assert "content-length" not in answers[0].headers
+
+
 def test_no_other_origin_is_let_read(sqlite_served):
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     client = sqlite_served.client("admin")

@@ -201,7 +201,8 @@ class _Path:
     def __init__(self, app: App, methods: Mapping[str, _Endpoint]) -> None:
         self._app = app
         self._methods = methods
-        self._allow = ", ".join(sorted({*methods, "HEAD", "OPTIONS"} - {"WEBSOCKET"}))
+        allowed = {*methods, *(("HEAD",) if "GET" in methods else ()), "OPTIONS"}
+        self._allow = ", ".join(sorted(allowed - {"WEBSOCKET"}))
         self._open = any(endpoint.operation.scope is None for endpoint in methods.values())
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
@@ -296,10 +297,10 @@ class _Endpoint:
             problem = error.problem if isinstance(error, Refused) else problem_of(error)
             await note(status=problem.status, detail=problem.detail)
             raise
-        status = answer.status if isinstance(answer, Reply) else 0
         except (Exception, asyncio.CancelledError):  # the latter when the server ends: part of it may have been done
             await note(status=500, detail=f"it was cut short: {_detail(ask)}")
             raise
+        status = answer.status if isinstance(answer, Reply) else 0
         await note(status=status or self.operation.status, detail=_detail(ask))
         return answer
 
@@ -420,7 +421,9 @@ def _plain(value: Any, depth: int) -> Any:
 
 async def _send(send: Send, status: int, content: bytes, headers: Headers, media: bytes) -> None:
     ours = _PAGE if media.startswith(b"text/html") else _DATA
-    head = [(b"content-length", b"%d" % len(content)), *ours, *headers]
+    head = [*ours, *headers]
+    if status != 204:  # which has none, not even one of 0
+        head.append((b"content-length", b"%d" % len(content)))
     if media:
         head.append((b"content-type", media))
     await send({"type": "http.response.start", "status": status, "headers": head})

@@ -364,6 +364,15 @@ def test_a_path_says_what_may_be_done_there(sqlite_served):
         assert "content-length" not in answers[0].headers
 
 
+def test_a_file_is_known_again_also_through_a_proxy_that_compresses(sqlite_served):
+    client = sqlite_served.anonymous()
+    etag = client.get("/static/style.css").headers["etag"]
+
+    for known in (etag, f"W/{etag}", f'"other", W/{etag}'):
+        assert client.get("/static/style.css", headers={"If-None-Match": known}).status_code == 304
+    assert client.get("/static/style.css", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
 def test_no_other_origin_is_let_read(sqlite_served):
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     client = sqlite_served.client("admin")

@@ -669,6 +669,47 @@ def test_who_takes_too_long_is_not_waited_for(small, sent, expected):
         assert expected in rest(sock)
 
 
+def drips(sock: socket.socket, drip: bytes) -> bytes:
+    """Send a little whenever nothing comes, for as long as the server bears it; return what came."""
+    found, sent = b"", 0
+    sock.settimeout(0.1)
+    with suppress(ConnectionResetError, BrokenPipeError):
+        while True:
+            try:
+                if not (data := sock.recv(1_000_000)):
+                    break
+                found += data
+            except TimeoutError:
+                assert sent < 50, "it goes on for ever"
+                sock.sendall(drip)
+                sent += 1
+    return found
+
+
+def test_empty_lines_keep_no_connection(small):
+    with raw(small) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in drips(sock, b"\r\n")
+
+
+def test_a_client_that_reads_at_last_is_timed_as_before(tmp_path):
+    limits = Limits(begin=3, idle=1, write=30)
+    with serving(store(tmp_path), limits=limits) as served:
+        client = served.client("operate")
+        for _ in range(16):
+            client.post("/api/v1/jobs", json=JOB | {"args": ["x" * 500_000]})
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", served.serving.port))
+            bearer = client.headers["Authorization"]
+            sock.sendall(f"GET /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: {bearer}\r\n\r\n".encode())
+            wardens = served.serving._server.config.http.args[0]
+            connection = eventually(lambda: next((each for each in list(wardens.open) if each.flow.write_paused), None))
+            sock.sendall(b"GET /healthz HTTP/1.1\r\n")
+            eventually(lambda: connection._reading_head)
+            drips(sock, b"X: y\r\n")
+
+
 def test_too_many_connections_cost_those_that_are_idle(small):
     idle = [raw(small) for _ in range(45)]
     try:

@@ -58,7 +58,7 @@ class Wardens:
     def sweep(self) -> None:
         """End the connections that are late."""
         now = time.monotonic()
-        for connection in [each for each in self.open if each.deadline < now]:
+        for connection in [each for each in self.open if each.deadline < now or each.stalled < now]:
             connection.expire()
 
     async def run(self) -> None:
@@ -75,7 +75,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**given)
         self._wardens = wardens
         self._limits = wardens.limits
-        self.deadline = inf
+        self.deadline = self.stalled = inf
         self.idle = True
         self._refused = self._reading_head = False
         self._unread = self._head = self._count = 0
@@ -145,25 +145,27 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request; uvicorn times that."""
+        """Wait for the next request. uvicorn times that too, but for a client that sends empty lines meanwhile."""
         super().on_response_complete()
         if not self.pipeline and self in self._wardens.open:
             self.idle = True
+            if self.deadline == inf:  # else the body, which nobody wanted, is still to come
+                self.deadline = time.monotonic() + self._limits.idle
             self._wardens.open[self] = self._wardens.open.pop(self)  # idle for the shortest time: at the end
 
     def pause_writing(self) -> None:
         """Start the time for a client that does not read."""
-        self.deadline = time.monotonic() + self._limits.write
+        self.stalled = time.monotonic() + self._limits.write
         super().pause_writing()
 
     def resume_writing(self) -> None:
         """Stop it."""
-        self.deadline = inf
+        self.stalled = inf
         super().resume_writing()
 
     def expire(self) -> None:
         """End a connection that is late."""
-        self.deadline = inf
+        self.deadline = self.stalled = inf
         if self._reading_head:
             self._answer(408, "the request took too long")
         else:

@@ -154,6 +154,7 @@ def test_what_cannot_be_stored_is_refused_by_name(served):
     assert refused(args=["a"], delay=1, at=1)[:2] == (422, "ConfigError")
     assert refused(args=["a"], headers={"big": "x" * 9000})[:2] == (422, "ConfigError")
     assert refused(args=["a"], delay=-1)[0] == 400
+    assert refused(args=["a"], at=253_402_300_800_000)[0] == 400, "no browser could show it"
     assert refused(args=["a"], priority="urgent")[0] == 400
     assert refused(args=["a"], colour="red")[0] == 400
     assert refused(args=["x" * 1024 * 1024])[0] == 413

@@ -28,6 +28,8 @@ _MAX_CRASHES: Final = 3
 
 _Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 
+MAX_MOMENT: Final = 253_402_300_799_999
+"""The end of the year 9999, beyond which few calendars go."""
 
 class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A call to be stored as a job. What is left out is as the task declares it.
@@ -43,7 +45,7 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: Name | None = None
     id: Name | None = None
     delay: _Seconds | None = None
-    at: Whole | None = None
+    at: Annotated[float, Meta(ge=0, le=MAX_MOMENT, multiple_of=1)] | None = None
     priority: Priority | None = None
     retries: Whole | None = None
     timeout: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] | None = None

@@ -160,6 +160,27 @@ def test_what_cannot_be_stored_is_refused_by_name(served):
     assert refused(args=["x" * 1024 * 1024])[0] == 413
 
 
+def test_a_batch_of_unknown_tasks_reads_them_once(sqlite_served, monkeypatch):
+    sqlite_served.declare(app)
+    tasks = sqlite_served.serving.app.services.intake._tasks
+    read, readings = tasks._refresh, []
+
+    async def counted() -> None:
+        readings.append(1)
+        await read()
+
+    monkeypatch.setattr(tasks, "_refresh", counted)
+    calls = [{"task": f"sned{n}"} for n in range(50)]
+
+    answer = sqlite_served.client("enqueue").post("/api/v1/jobs/batch", json={"jobs": calls})
+
+    errors = [item["error"] for item in answer.json()["items"]]
+    assert {error["error"] for error in errors} == {"TaskUnknown"}
+    assert "send" in errors[0]["detail"]
+    assert "send" not in errors[-1]["detail"], "to find what may be meant takes time"
+    assert len(readings) <= 2
+
+
 def test_a_batch_answers_for_each_of_its_jobs(served):
     served.declare(app)
     client = served.client("enqueue", "read")

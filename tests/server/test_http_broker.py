@@ -39,7 +39,7 @@ from spool.broker import (
     Watch,
     connect,
 )
-from spool.broker.http import HttpBroker, wire
+from spool.broker.http import HttpBroker, ends, wire
 from spool.broker.http.wire import EndsWait, OrdersWait, WorkWait
 from spool.broker.silence import is_silence
 from spool.broker.sqlite import SqliteBroker
@@ -671,6 +671,17 @@ class TestWaiting:
                 assert {each.state for each in await waiting} == {State.DONE}
         front.take_away()
         store.close()
+
+    async def test_more_waiters_than_one_request_takes_are_all_told(self, q, front, monkeypatch):
+        monkeypatch.setattr(ends, "MAX_ENDS", 2)
+        many = jobs(5)
+        q.worker("w", *many)
+        async with aclosing(connect(front.url)) as broker:
+            waiting = {each.id: asyncio.create_task(broker.aended("q", each.id, 30)) for each in many}
+            await aeventually(lambda: front.under_way == 3)
+            for id, told in waiting.items():
+                await asyncio.to_thread(q.settle, "w", q.done(id))
+                assert (await asyncio.wait_for(told, 10)).state is State.DONE
 
     async def test_many_workers_that_wait_are_one_to_the_store(self, redis_url, front):
         store = connect(redis_url)

@@ -1,5 +1,6 @@
 """The live stream, as a program sees it."""
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -8,9 +9,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from spool import Spool
-from spool.broker import Act, Pause, Store
+from spool.broker import Act, Enqueue, Pause, Stats, Store
 from spool.broker import connect as broker_at
-from spool.server import documents, hub, live
+from spool.server import documents, hub, live, watching
 from spool.server.auth import split_token
 from spool.telemetry import History
 from tests.eventually import aeventually, eventually
@@ -264,6 +265,31 @@ async def test_a_store_that_does_not_answer_is_asked_again_at_once(monkeypatch):
     assert client.sight.ready, "and the trouble is told"
     await room.close()
     await broker.aclose()
+
+
+async def test_of_many_queues_some_are_asked_for_at_a_time():
+    under_way: list[int] = [0, 0]
+
+    class Counting:
+        broker = broker_at("sqlite://:memory:")
+
+        async def acall(self, verb):
+            if not isinstance(verb, Stats):
+                return await self.broker.acall(verb)
+            under_way[0] += 1
+            under_way[1] = max(under_way)
+            await asyncio.sleep(0)
+            under_way[0] -= 1
+            return await self.broker.acall(verb)
+
+    broker = Counting()
+    for number in range(2 * watching.TOGETHER):
+        await broker.acall(Enqueue(f"q{number}", []))
+    watch = watching.Watch(broker, History(broker))
+    await watch.look(workers=False)
+    assert len(watch.queues) == 2 * watching.TOGETHER
+    assert under_way == [0, watching.TOGETHER]
+    await broker.broker.aclose()
 
 
 def test_the_head_of_the_stream_has_an_end(sqlite_served):

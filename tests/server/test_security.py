@@ -14,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
+import msgspec
 import pytest
 import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
-from spool.broker import Enqueue, Load, NewJob
+from spool.broker import Enqueue, Load, NewJob, Store, connect
 from spool.errors import ConfigError, SpoolError
+from spool.report import WorkerRow, read_row
 from spool.server import Limits, ServerSettings, session
 from spool.server import app as server_app
 from spool.server.auth import digest
@@ -294,6 +296,31 @@ def test_read_only_changes_nothing(tmp_path):
                 assert (answer.status_code, answer.json()["detail"]) == (403, "this server is read-only")
         assert client.get("/api/v1/queues").status_code == 200
         assert served.session("read").get("/api/v1/me").json()["read_only"] is True
+
+
+def test_a_token_for_one_queue_learns_nothing_of_another(sqlite_served):
+    row = WorkerRow("w", "n", "h", 1, "", "", 0, 0, ["mail", "secret"], 1, 0, 10_000, 0, False, "1", "3")
+    sqlite_served.broker.call(Store("worker", "w", msgspec.json.encode(row)))
+    sqlite_served.broker.call(Enqueue("secret", [NewJob("there", b"")]))
+    token = sqlite_served.token("operate", "work", queues=["mail"])
+    client = sqlite_served.client_of(token)
+    eventually(lambda: client.get("/api/v1/me").status_code == 200)
+
+    (worker,) = client.get("/api/v1/workers").json()["items"]
+    assert worker["row"]["queues"] == ["mail"]
+    assert client.get("/api/v1/workers/w").json()["worker"]["row"]["queues"] == ["mail"]
+    with client.stream("GET", "/api/v1/live/events") as answer:
+        snapshot = next(line for line in answer.iter_lines() if line.startswith("data: "))
+    assert "secret" not in snapshot
+    broker = connect(sqlite_served.url.replace("://", f"://:{token}@"))
+    (document,) = broker.call(Load("worker")).documents
+    assert read_row(document.body).queues == ["mail"]
+    broker.close()
+    for id in ("there", "not-there"):
+        asked = {"id": [f"secret/{id}"]}
+        answers = [client.get(f"/api/v1/{path}", params=asked) for path in ("jobs", "dead")]
+        answers += [client.post(f"/api/v1/dead/{path}", json=asked) for path in ("delete", "replay")]
+        assert [answer.status_code for answer in answers] == [403] * 4, "whether there is such a job or not"
 
 
 # 2. From where: pages of another origin

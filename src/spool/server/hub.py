@@ -162,11 +162,11 @@ class Sight:
 
     def _seen(self, watch: Watch) -> Tree:
         queues = {name: each for name, each in watch.queues.items() if self.sees(name)}
-        workers = {
-            name: {key: value for key, value in each.items() if key != "now"}
-            for name, each in watch.workers.items()
-            if any(map(self.sees, each["row"]["queues"]))
-        }
+        workers: Tree = {}
+        for name, each in watch.workers.items():
+            if mine := [queue for queue in each["row"]["queues"] if self.sees(queue)]:
+                workers[name] = {key: value for key, value in each.items() if key != "now"}
+                workers[name]["row"] = {**each["row"], "queues": mine}
         store: Tree = {"up": not watch.trouble, "trouble": watch.trouble}
         return {"version": __version__, "store": store, "queues": queues, "workers": workers, **self._slow}
 

@@ -207,7 +207,7 @@ def _problem(error: SpoolError | Refused) -> Problem:
 async def find(ask: Ask[Any, None], states: list[State]) -> Jobs:
     """Return a page of the jobs that a query asks for, in these states; all of them if there is none."""
     query = ask.query
-    for queue in query.queue:
+    for queue in (*query.queue, *queues_of(query.id)):
         ask.check_queue(queue)
     own = ask.principal.queues
     chosen = ask.services.app.jobs(
@@ -222,6 +222,11 @@ async def find(ask: Ask[Any, None], states: list[State]) -> Jobs:
     page = await chosen.apage(query.cursor, min(query.limit, ask.services.settings.limits.page))
     catalogue = await ask.services.intake.catalogue()
     return Jobs([catalogue.redacted(job) for job in page.jobs], page.cursor)
+
+
+def queues_of(ids: list[str]) -> list[str]:
+    """Return the queues that ids name, as ``queue/id``."""
+    return [queue for queue, slash, _ in (id.rpartition("/") for id in ids) if slash]
 
 
 def moment(at: float | None) -> dt.datetime | None:

@@ -319,13 +319,18 @@ def _visible(kind: str, loaded: Loaded, ask: Ask[None, bytes]) -> Loaded:
     if queues is None:
         return loaded
 
-    def shown(document: Document) -> bool:
+    def shown(document: Document) -> Document | None:
         if kind == "order":  # names an incarnation, and no queue
-            return True
+            return document
         about = {document.key} if kind == "queue" else _about(document.body)
-        return not queues.isdisjoint(about)
+        if queues.isdisjoint(about):
+            return None
+        if about <= queues:
+            return document
+        row = {**msgspec.json.decode(document.body), "queues": sorted(about & queues)}  # a worker of others, too
+        return replace(document, body=msgspec.json.encode(row))
 
-    return replace(loaded, documents=[each for each in loaded.documents if shown(each)])
+    return replace(loaded, documents=[seen for each in loaded.documents if (seen := shown(each))])
 
 
 def _about(body: bytes) -> set[str]:

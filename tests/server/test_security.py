@@ -547,6 +547,36 @@ def test_a_message_that_is_too_large_ends_a_websocket(echoing):
             websocket.recv(timeout=10)
 
 
+def test_a_refused_websocket_is_no_error_of_the_server(echoing, caplog):
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        with pytest.raises(InvalidStatus):
+            dial(echoing, additional_headers=headers)
+
+    eventually(lambda: not echoing.serving._server.server_state.tasks)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+def test_a_websocket_whose_client_does_not_read_ends(tmp_path, monkeypatch):
+    async def flood(ask) -> None:
+        from starlette.websockets import WebSocket
+
+        websocket = WebSocket(*ask.asgi)
+        await websocket.accept()
+        while True:
+            await websocket.send_text("x" * 1_000_000)
+
+    class Module:
+        ROUTES = (Operation("WEBSOCKET", "/flood", flood, "read", "Flood", queues=True),)
+
+    monkeypatch.setattr(server_app, "MODULES", (*server_app.MODULES, Module))
+    with serving(store(tmp_path), limits=Limits(write=0.3)) as served:
+        headers = {"Authorization": f"Bearer {served.token('read')}"}
+        url = f"{served.url.replace('http', 'ws')}/flood"
+        with websockets.sync.client.connect(url, additional_headers=headers, ping_interval=None):
+            eventually(lambda: served.serving._server.server_state.connections)
+            eventually(lambda: not served.serving._server.server_state.connections)
+
+
 # 5. What is shown
 
 

@@ -26,6 +26,7 @@ from typing import Any, Final, Self
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from spool.broker import connect
 from spool.errors import ConfigError
@@ -183,6 +184,41 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
+class Upgraded(WebSocketsSansIOProtocol):
+    """A WebSocket. uvicorn's closes one whose client does not read when that has read all, and so never."""
+
+    def __init__(self, limits: Limits, **given: Any) -> None:
+        super().__init__(**given)
+        self._limits = limits
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Start the time for a client that does not read."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._limits.write, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop it."""
+        self._stop_time()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_time()
+        super().connection_lost(exc)
+
+    def _stop_time(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    async def send(self, message: Any) -> None:
+        """Send what the application says; a refusal ends the handshake, which uvicorn would call an error."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True
+
+
 def _file_limit() -> int:
     """Allow this process as many open files as it may have; return how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -297,11 +333,12 @@ class Serving:
 
 def _config(app: App, settings: ServerSettings, wardens: Wardens) -> uvicorn.Config:
     protocol: Any = partial(Connection, wardens)
+    upgraded: Any = partial(Upgraded, settings.limits)
     try:
         return uvicorn.Config(
             app,
             http=protocol,
-            ws="websockets-sansio",
+            ws=upgraded,
             ws_max_size=64 * 1024,
             ws_per_message_deflate=False,
             lifespan="on",

@@ -91,7 +91,6 @@ class App:
     def __init__(self, services: Services, operations: Sequence[Operation]) -> None:
         self.services = services
         self.operations = operations
-        self._under_way = 0
         paths: dict[str, dict[str, _Endpoint]] = {}
         for operation in operations:
             method = paths.setdefault(operation.path, {})
@@ -117,10 +116,11 @@ class App:
             await self._websocket(scope, receive, send)
 
     async def _http(self, scope: Any, receive: Any, send: Send) -> None:
-        if self._under_way >= self.services.settings.limits.requests:
+        services = self.services
+        if services.under_way >= services.settings.limits.requests:
             await _send_problem(send, Refused(503, "too many requests are under way", ((b"retry-after", b"1"),)))
             return
-        self._under_way += 1
+        services.under_way += 1
         try:
             await self._dispatch(scope, receive, send)
         except Refused as refusal:
@@ -136,7 +136,7 @@ class App:
             logger.exception("%s %r failed", scope["method"], scope["path"])
             await _send_problem(send, Refused(500, "the server's log says more"))
         finally:
-            self._under_way -= 1
+            services.under_way -= 1
 
     async def _show_login(self, scope: Any, send: Send) -> None:
         query = scope.get("query_string", b"").decode("latin-1")

@@ -277,7 +277,8 @@ async def _ended(ask: Ask[ResultQuery, None], snapshot: Snapshot) -> Snapshot:
     gone = asyncio.ensure_future(_gone(ask.asgi[1]))
     stop = asyncio.ensure_future(services.stopping.wait())
     try:
-        await asyncio.wait((waiting, gone, stop), return_when=asyncio.FIRST_COMPLETED)
+        with services.resting():
+            await asyncio.wait((waiting, gone, stop), return_when=asyncio.FIRST_COMPLETED)
         if gone.done() and not waiting.done():
             raise Refused(400, "the client went away")
         return (waiting.result() if waiting.done() else None) or await look_up(ask)

@@ -116,7 +116,8 @@ async def events(ask: Ask[None, None]) -> Any:
         stop = asyncio.ensure_future(ask.services.stopping.wait())
         tasks = (sending, gone, stop)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            with ask.services.resting():
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not gone.done():
                 # Only where it is over for good is a client not to come back.
                 last = b"event: over\ndata: {}\n\n" if _over(sending) else b""

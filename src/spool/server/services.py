@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from spool.app import Spool
 from spool.broker import Broker
@@ -34,7 +36,9 @@ class Services:
         self.replays = Replays(broker)
         self.stopping = asyncio.Event()
         """Set when the server is about to end: who waits is answered, and streams end."""
-        self.verbs = Verbs(broker, self.stopping)
+        self.under_way = 0
+        """Requests that are being worked on."""
+        self.verbs = Verbs(broker, self.stopping, self.resting)
         self.rate = Rate(limits.rate)
         self.enqueue_rate = Rate(limits.enqueue_rate)
         self.failures = Rate(limits.failures / 60, float(limits.failures))
@@ -42,3 +46,12 @@ class Services:
         self.hub = Hub(broker, self.history)
         self.waits = 0
         """Requests that wait for a result."""
+
+    @contextmanager
+    def resting(self) -> Generator[None]:
+        """Surround what only waits: it is not to keep others out, as a thousand workers would their own beats."""
+        self.under_way -= 1
+        try:
+            yield
+        finally:
+            self.under_way += 1

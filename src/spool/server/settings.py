@@ -18,8 +18,9 @@ class Limits(msgspec.Struct, frozen=True):
     ``body`` is for JSON; an `Operation` that takes more says so itself. ``headers`` counts names and values together.
     ``begin`` is how long the head of a request may take, ``receive`` its body, ``idle`` a connection between two
     requests, ``write`` a client that does not read. ``connections`` open ones at most (of more, those that have been
-    idle the longest are closed), ``requests`` under way at once, ``waits`` of them waiting for results. ``rate`` is
-    requests a second of one token, ``enqueue_rate`` the same for those that enqueue or work; 0 is no limit.
+    idle the longest are closed), ``requests`` under way at once, without those that only wait, ``waits`` that wait for
+    results. ``rate`` is requests a second of one token, ``enqueue_rate`` the same for those that enqueue or work; 0 is
+    no limit.
     ``failures`` a minute, of one address, to log in.
     """
 

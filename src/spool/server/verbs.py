@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -116,8 +116,10 @@ _where = msgspec.json.Decoder(_Where).decode
 class Verbs:
     """Answers what ``http://`` brokers ask, for one broker. Belongs to one event loop."""
 
-    def __init__(self, broker: Broker, stopping: asyncio.Event) -> None:
-        self.broker, self.stopping = broker, stopping
+    def __init__(
+        self, broker: Broker, stopping: asyncio.Event, resting: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.broker, self.stopping, self.resting = broker, stopping, resting
         self._work = WorkWaits(broker)
         self._orders = OrderWaits(broker)
         self.ends = 0
@@ -178,7 +180,8 @@ class Verbs:
         waiting = asyncio.ensure_future(wait)
         gone, stop = asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self.stopping.wait())
         try:
-            await asyncio.wait([waiting, gone, stop], return_when=asyncio.FIRST_COMPLETED)
+            with self.resting():
+                await asyncio.wait([waiting, gone, stop], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return waiting.result()
             if gone.done():
@@ -383,7 +386,8 @@ class _Ends:
         left = len(tasks)
         try:
             while left:
-                frames = await _all(told)
+                with self._verbs.resting():
+                    frames = await _all(told)
                 ends = b"".join([each for each in frames if each is not None])
                 if ends and not gone.done():
                     await send({"type": "http.response.body", "body": ends, "more_body": True})

@@ -688,6 +688,23 @@ def test_a_large_body_is_refused_before_it_is_read(small):
     assert "4,096" in announced.json()["detail"]
 
 
+def test_the_bodies_of_all_together_are_bounded(tmp_path):
+    with serving(store(tmp_path), limits=Limits(bodies=1_000_000)) as served:
+        room, client = served.serving.app.services.room, served.client("enqueue")
+        head = f"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: {client.headers['Authorization']}\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+        with raw(served) as sock:
+            sock.sendall(head.encode() + b" " * 900_000)
+            eventually(lambda: room.taken == 900_000)
+
+            refused = client.post("/api/v1/jobs", json=JOB | {"args": ["x" * 500_000]})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert client.post("/api/v1/jobs", json=JOB).status_code == 201, "a small one"
+        eventually(lambda: room.taken == 0)
+        assert client.post("/api/v1/jobs", json=JOB | {"args": ["x" * 500_000]}).status_code == 201
+        assert room.taken == 0
+
+
 def test_a_compressed_body_is_refused(small):
     answer = small.client("enqueue").post("/api/v1/jobs", content=b"x", headers={"Content-Encoding": "gzip"})
 

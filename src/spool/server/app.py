@@ -137,6 +137,7 @@ class App:
             await _send_problem(send, Refused(500, "the server's log says more"))
         finally:
             services.under_way -= 1
+            services.room.give_back(scope)
 
     async def _show_login(self, scope: Any, send: Send) -> None:
         query = scope.get("query_string", b"").decode("latin-1")
@@ -246,7 +247,7 @@ class _Endpoint:
         query = None if self._query is None else self._query.read(scope.get("query_string", b""))
         body: Any = None
         if not self._safe and operation.method != "WEBSOCKET":
-            body = await self._body(receive, headers)
+            body = await self._body(scope, receive)
         ask = Ask(services, operation, caller, path, headers, query, body, (scope, receive, send))
         if operation.method == "WEBSOCKET":
             await self._handler(ask)
@@ -274,8 +275,9 @@ class _Endpoint:
             raise Refused(403, "this token is for some queues only")
         return caller
 
-    async def _body(self, receive: Any, headers: Mapping[bytes, bytes]) -> Any:
-        body = await read_body(receive, headers, self._max_body)
+    async def _body(self, scope: Any, receive: Any) -> Any:
+        headers: Mapping[bytes, bytes] = scope["spool"]
+        body = await read_body(receive, scope, self._max_body, self._services.room)
         if not self._takes_json:
             if self.operation.media != "*/*":
                 _check_type(headers, self.operation.media)

@@ -10,7 +10,7 @@ from spool.app import Spool
 from spool.broker import Broker
 from spool.server.audit import Audit
 from spool.server.auth import Tokens
-from spool.server.guard import Doors, Rate
+from spool.server.guard import Doors, Rate, Room
 from spool.server.hub import Hub
 from spool.server.intake import Intake
 from spool.server.replays import Replays
@@ -36,6 +36,7 @@ class Services:
         self.replays = Replays(broker)
         self.stopping = asyncio.Event()
         """Set when the server is about to end: who waits is answered, and streams end."""
+        self.room = Room(limits.bodies)
         self.under_way = 0
         """Requests that are being worked on."""
         self.verbs = Verbs(broker, self.stopping, self.resting)

@@ -53,8 +53,8 @@ class Session:
             if SETS_UP.match(command):
                 script = command.removeprefix("sh ")
                 assert command.startswith("pip") or (ROOT / script).exists(), command
-            elif assigned := re.fullmatch(r"export (\w+)=\$\((.+)\)", command):
-                self.env[assigned[1]] = self.run(["sh", "-euc", assigned[2]]).stdout.strip()
+            elif assigned := re.fullmatch(r"export (\w+)=(.+)", command):
+                self.env[assigned[1]] = self.run(["sh", "-euc", f"printf %s {assigned[2]}"]).stdout
             elif command == "spool server":
                 self.serve()
             elif command.startswith("spool worker") and "--help" not in command:

@@ -281,7 +281,7 @@ class TestFullMemory:
 
 
 class TestConnections:
-    def test_unix_socket(self, redis_server):
+    def test_unix_socket(self, redis_server, redis_url):  # noqa: ARG002 - the database is emptied with it
         broker = connect(redis_server.unix_url)
         assert broker.call(Stats("q")).dead == 0
         broker.close()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from spool.app import Spool
 from spool.errors import (
     ArgumentError,
+    BadSignature,
     BenchError,
     BrokerError,
     BrokerFull,
@@ -25,6 +26,7 @@ from spool.errors import (
     PayloadError,
     PayloadTooLarge,
     ProfileError,
+    ProtectionError,
     Release,
     ResultError,
     ResultTimeout,
@@ -35,10 +37,13 @@ from spool.errors import (
     TaskError,
     TaskExists,
     TaskUnknown,
+    Undecryptable,
+    Unsigned,
     VersionConflict,
 )
 from spool.grouping import ErrorGroup, ErrorGroups
 from spool.job import Job, LogLine, Progress, State
+from spool.protection import AesGcm, Encryption, Signing
 from spool.release import __version__
 from spool.retry import Backoff
 from spool.selection import Selection
@@ -48,8 +53,10 @@ if TYPE_CHECKING:
     from spool.executor import current_job as current_job
 
 __all__ = [
+    "AesGcm",
     "ArgumentError",
     "Backoff",
+    "BadSignature",
     "BenchError",
     "BrokerError",
     "BrokerFull",
@@ -59,6 +66,7 @@ __all__ = [
     "Cancel",
     "ConfigError",
     "Directive",
+    "Encryption",
     "EnqueueInterrupted",
     "ErrorGroup",
     "ErrorGroups",
@@ -75,11 +83,13 @@ __all__ = [
     "PayloadTooLarge",
     "ProfileError",
     "Progress",
+    "ProtectionError",
     "Release",
     "ResultError",
     "ResultTimeout",
     "Retry",
     "Selection",
+    "Signing",
     "Spool",
     "SpoolError",
     "State",
@@ -89,6 +99,8 @@ __all__ = [
     "TaskError",
     "TaskExists",
     "TaskUnknown",
+    "Undecryptable",
+    "Unsigned",
     "VersionConflict",
     "__version__",
     "current_job",

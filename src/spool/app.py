@@ -36,6 +36,7 @@ from spool.errors import (
 )
 from spool.job import Job, Priority
 from spool.payload import MAX_PAYLOAD
+from spool.protection import Encryption, Protection, Signing
 from spool.resend import graver, pauses, refused_again
 from spool.retry import DEFAULT_BACKOFF, Backoff, Exceptions, checked_policy
 from spool.selection import Selection
@@ -85,7 +86,8 @@ class Spool:
     result, of one job, in bytes (default 1 MiB). For ``dedupe_window`` seconds (default 1 h) at least, a job that ended
     is remembered, so that its id stays taken. An enqueue to a store that cannot be reached is tried again for up to
     ``enqueue_timeout`` seconds (default 5). ``record_logs`` keeps the log lines of jobs whose task does not say
-    otherwise.
+    otherwise. ``signing`` and ``encryption`` keep others from making or changing jobs in the store, and from reading
+    them (`spool.protection`); None is the environment's keys, if it has any.
 
     An app may be used from several threads and event loops, and after a fork. Methods with the prefix ``a`` are for
     event loops; the others block, and raise `SyncInLoop` inside one.
@@ -107,8 +109,11 @@ class Spool:
         dedupe_window: float = 3600.0,
         enqueue_timeout: float = 5.0,
         record_logs: bool = False,
+        signing: Signing | None = None,
+        encryption: Encryption | None = None,
     ) -> None:
         check_count("max_payload", max_payload, least=1)
+        self._protection = Protection(signing, encryption)
         self._url = url
         self._broker: Broker | None = None
         self._made: dict[str, Broker] = {}
@@ -268,7 +273,7 @@ class Spool:
         url = self.location
         if not isinstance(url, str) and not callable(getattr(url, "acall", None)):
             raise ConfigError(f"a broker is named by a URL, as redis://localhost or sqlite:///jobs.db, not by {url!r}")
-        broker = connect(url) if isinstance(url, str) else url
+        broker = self._protection.around(connect(url) if isinstance(url, str) else url)
         # Two threads may come here at once; no lock, since another thread may hold it during a fork.
         first = self._made.setdefault("broker", broker)
         if first is not broker:
@@ -277,8 +282,9 @@ class Spool:
         return first
 
     @contextmanager
-    def using(self, broker: Broker) -> Generator[Broker]:
-        """Use another broker inside the ``with`` block, in all threads: for tests."""
+    def using(self, broker: Broker, *, plain: bool = False) -> Generator[Broker]:
+        """Use another broker inside the ``with`` block, in all threads; ``plain`` without signing and encryption."""
+        broker = broker if plain else self._protection.around(broker)
         before, self._broker = self._broker, broker
         try:
             yield broker

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from spool import opaque
 from spool.broker import Broker, Document, Load, Store
 from spool.errors import StoreCorrupt
 from spool.job import MAIN, PROCESS, Job, Snapshot, encode_record, read_arguments, read_record
@@ -132,11 +133,16 @@ class Catalogue:
         return job if shown is None else replace(job, arguments=shown)
 
     def veiled(self, snapshot: Snapshot) -> Snapshot:
-        """As `redacted`, of a job as the store holds it. Also without its fingerprint, by which one could guess."""
+        """As `redacted`, of a job as the store holds it. Also without its fingerprint, by which one could guess.
+
+        What is encrypted stays as it is: who has no key sees nothing of it.
+        """
         if snapshot.record is None or not (self.damaged or any(row.redact for row in self.tasks.values())):
             return snapshot
         try:
             record = read_record(snapshot.record)
+            if opaque.unwrap(record.payload) is not None:
+                return snapshot
             shown = self._shown(record.task, *read_arguments(record))
         except StoreCorrupt:  # whatever may be in it
             return replace(snapshot, record=b"")

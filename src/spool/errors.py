@@ -10,6 +10,10 @@ SpoolError
 │   └── ArgumentError        a call that does not fit the task's signature or types
 ├── PayloadError             arguments or a result that cannot be stored
 │   └── PayloadTooLarge      …because of their size
+├── ProtectionError          what is signed or encrypted cannot be made, believed or read
+│   ├── Unsigned             …it has no signature
+│   ├── BadSignature         …its signature is another's, or by no key that is known here
+│   └── Undecryptable        …it was changed, or there is no key for it
 ├── JobConflict              the id is taken by a job with other arguments
 ├── JobNotFound              no such job, or it is no longer remembered
 ├── EnqueueInterrupted       a bulk enqueue stopped part of the way
@@ -78,6 +82,22 @@ class PayloadError(SpoolError):
 
 class PayloadTooLarge(PayloadError):
     """Arguments or a result are larger than the limit, which the message names."""
+
+
+class ProtectionError(SpoolError):
+    """Something could not be signed or encrypted, or what is signed or encrypted is not to be believed, or read."""
+
+
+class Unsigned(ProtectionError):
+    """A job or result has no signature, where only signed ones are taken."""
+
+
+class BadSignature(ProtectionError):
+    """A signature is not that of this job or result, or it was made with a key that is not known here."""
+
+
+class Undecryptable(ProtectionError):
+    """What is encrypted was changed, belongs to another job, or was encrypted with a key that is not known here."""
 
 
 class JobConflict(SpoolError):

@@ -22,10 +22,12 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
+from spool import opaque
 from spool.errors import ConfigError, StoreCorrupt
 
 VERSION: Final = 1
@@ -104,7 +106,10 @@ class Options(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What was asked for. ``payload`` is msgpack of [args, kwargs]; the task's own types read it."""
+    """What was asked for. ``payload`` is msgpack of [args, kwargs]; the task's own types read it.
+
+    The element behind ``parent`` is the signature of a job that is signed (`spool.protection`).
+    """
 
     version: int
     task: str
@@ -158,7 +163,10 @@ class Tally(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Ending(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """How a job ended as done or cancelled. ``result`` is msgpack; `NIL` when it was not to be kept."""
+    """How a job ended as done or cancelled. ``result`` is msgpack; `NIL` when it was not to be kept.
+
+    The element behind ``priority`` is the signature, as in `Record`.
+    """
 
     version: int
     state: str
@@ -176,8 +184,6 @@ class Ending(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 NO_TALLY: Final = Tally()
-#: What decoding raises: the latter for data nested so deep that none of our clients wrote it.
-_UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _decode_tally = msgspec.json.Decoder(Tally).decode
 _decode_attempts = msgspec.json.Decoder(Attempt).decode_lines
 _encode_json = msgspec.json.Encoder().encode
@@ -194,7 +200,7 @@ def read_tally(text: str) -> tuple[Tally, list[Attempt]]:
     try:
         tally = _decode_tally(head)
         attempts = _decode_attempts(lines)
-    except _UNREADABLE as error:
+    except opaque.UNREADABLE as error:
         raise StoreCorrupt(f"a job's tally cannot be read: {error}") from error
     if tally.version > VERSION:
         raise StoreCorrupt(f"a job's tally has layout {tally.version}; this release knows up to {VERSION}")
@@ -217,11 +223,16 @@ def extend_tally(text: str, attempt: Attempt, *, failures: int = 0, crashes: int
         numbers[index] += more
     lines = rest.split("\n") if rest else []
     lines.append(_encode_json(attempt).decode())
+    return "\n".join([_encode_json(numbers).decode(), *fitting(lines)])
+
+
+def fitting(lines: list[str]) -> list[str]:
+    """Return the lines of a tally as far as they fit into `TALLY_LIMIT`."""
     if _size(lines) > TALLY_LIMIT:
         lines[:-1] = [_without_traceback(line) for line in lines[:-1]]
         while len(lines) > 1 and _size(lines) > TALLY_LIMIT:
             del lines[0]
-    return "\n".join([_encode_json(numbers).decode(), *lines])
+    return lines
 
 
 def _size(lines: list[str]) -> int:
@@ -286,7 +297,8 @@ class Job(msgspec.Struct, frozen=True):
 
     ``arguments`` and ``result`` are plain values (dicts, lists, numbers, text), None where they are no longer kept.
     ``progress`` is what the attempt that runs, or ran last, said of itself. ``log`` holds the last lines of all
-    attempts, and ``log_dropped`` counts those before; both are empty in lists of jobs.
+    attempts, and ``log_dropped`` counts those before; both are empty in lists of jobs. ``encrypted``: there are values
+    that this process has no key for; they read ``[encrypted]``.
     """
 
     queue: str
@@ -312,6 +324,7 @@ class Job(msgspec.Struct, frozen=True):
     progress: Progress | None = None
     log: list[LogLine] = []
     log_dropped: int = 0
+    encrypted: bool = False
 
     def __str__(self) -> str:
         return f"{self.queue}/{self.id}"
@@ -349,7 +362,7 @@ def read_record(body: bytes) -> Record:
     """Decode a record. Raises `StoreCorrupt` when it is damaged or of a newer layout."""
     try:
         record = _decode_record(body)
-    except _UNREADABLE as error:
+    except opaque.UNREADABLE as error:
         raise StoreCorrupt(f"a job's record cannot be decoded: {error}") from error
     if record.version > VERSION:
         raise StoreCorrupt(f"a job's record has layout {record.version}; this release knows up to {VERSION}")
@@ -360,7 +373,7 @@ def read_ending(body: bytes) -> Ending:
     """Decode an ending. Raises `StoreCorrupt` when it is damaged or of a newer layout."""
     try:
         ending = _decode_ending(body)
-    except _UNREADABLE as error:
+    except opaque.UNREADABLE as error:
         raise StoreCorrupt(f"a job's ending cannot be decoded: {error}") from error
     if ending.version > VERSION:
         raise StoreCorrupt(f"a job's ending has layout {ending.version}; this release knows up to {VERSION}")
@@ -368,17 +381,19 @@ def read_ending(body: bytes) -> Ending:
 
 
 def read_arguments(record: Record) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments of a call as plain values. Raises `StoreCorrupt`."""
+    """Return the arguments of a call as plain values, `ENCRYPTED` for those that are. Raises `StoreCorrupt`."""
+    if opaque.unwrap(record.payload) is not None:
+        return [opaque.ENCRYPTED], {}
     try:
         return _decode_arguments(record.payload)
-    except (*_UNREADABLE, ValueError) as error:
+    except (*opaque.UNREADABLE, ValueError) as error:
         raise StoreCorrupt(f"the arguments cannot be decoded: {error}") from error
 
 
 def _plain(raw: msgspec.Raw) -> Any:
     try:
-        return msgspec.msgpack.decode(raw)
-    except _UNREADABLE:
+        return opaque.shown(msgspec.msgpack.decode(raw))
+    except opaque.UNREADABLE:
         return None
 
 
@@ -396,7 +411,7 @@ def read_progress(body: bytes) -> Progress | None:
     """Decode a report of progress; None for none, and for one that is damaged or of a newer layout."""
     try:
         stored = _decode_progress(body)
-    except _UNREADABLE:
+    except opaque.UNREADABLE:
         return None
     return Progress(*msgspec.structs.astuple(stored)[1:]) if stored.version <= VERSION else None
 
@@ -407,7 +422,7 @@ def read_lines(bodies: Sequence[bytes]) -> list[LogLine]:
     for body in bodies:
         try:
             stored = _decode_line(body)
-        except _UNREADABLE:
+        except opaque.UNREADABLE:
             continue
         if stored.version <= VERSION:
             lines.append(LogLine(*msgspec.structs.astuple(stored)[1:]))
@@ -417,9 +432,25 @@ def read_lines(bodies: Sequence[bytes]) -> list[LogLine]:
 def _notes(snapshot: Snapshot, attempt: int) -> tuple[Progress | None, list[LogLine], int]:
     """Return progress, log and how many lines are missing; progress only of the attempt that runs, if one does."""
     progress, lines = read_progress(snapshot.progress), read_lines(snapshot.log)
-    if progress is not None and snapshot.state is State.RUNNING and progress.attempt != attempt:
-        progress = None
-    return progress, lines, snapshot.log_dropped + len(snapshot.log) - len(lines)
+    if progress is not None:
+        past = snapshot.state is State.RUNNING and progress.attempt != attempt
+        progress = None if past else _shown(progress)
+    return progress, [_shown(line) for line in lines], snapshot.log_dropped + len(snapshot.log) - len(lines)
+
+
+_Said = TypeVar("_Said", Attempt, LogLine, Progress)
+
+
+def _shown(said: _Said) -> _Said:
+    hidden = [name for name in ("message", "traceback") if getattr(said, name, "").startswith(opaque.TEXT)]
+    return replace(said, **dict.fromkeys(hidden, opaque.ENCRYPTED)) if hidden else said
+
+
+def _hides(snapshot: Snapshot, record: Record | None, ending: Ending | None) -> bool:
+    texts = [snapshot.tally, *((ending.tally, ending.reason) if ending else ())]
+    said = b"\n".join([snapshot.progress, *snapshot.log])
+    values = (record.payload if record else NIL, ending.result if ending else NIL)
+    return opaque.TEXT in "\n".join(texts) or opaque.TEXT.encode() in said or any(map(opaque.unwrap, values))
 
 
 def view(snapshot: Snapshot) -> Job:
@@ -432,6 +463,7 @@ def view(snapshot: Snapshot) -> Job:
         tally, history = read_tally(snapshot.tally or (ending.tally if ending else ""))
     except StoreCorrupt as error:
         tally, history, damage = NO_TALLY, [], str(error)
+    history = [_shown(each) for each in history]
     last = history[-1] if history else None
     failed = last is not None and bool(last.error_type)
     arguments = None
@@ -441,6 +473,7 @@ def view(snapshot: Snapshot) -> Job:
         except StoreCorrupt as error:
             damage = damage or str(error)
     priority = record.priority if record else ending.priority if ending else 2
+    reason = opaque.shown_text(ending.reason) if ending else ""
     progress, log, dropped = _notes(snapshot, tally.attempts + 1)
     return Job(
         queue=snapshot.queue,
@@ -460,10 +493,11 @@ def view(snapshot: Snapshot) -> Job:
         history=history,
         arguments=arguments,
         result=_plain(ending.result) if ending else None,
-        error=damage or (ending.reason if ending else f"{last.error_type}: {last.message}" if last and failed else ""),
+        error=damage or (reason if ending else f"{last.error_type}: {last.message}" if last and failed else ""),
         traceback=last.traceback if last and failed else "",
         worker=ending.worker if ending else snapshot.incarnation or (last.worker if last else ""),
         progress=progress,
         log=log,
         log_dropped=dropped,
+        encrypted=_hides(snapshot, record, ending),
     )

@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from spool import opaque
 from spool.errors import ArgumentError, ConfigError, PayloadError, PayloadTooLarge
 
 DEPTH: Final = 64
@@ -229,7 +230,10 @@ class Signature:
     # Reading
 
     def read(self, payload: msgspec.Raw | bytes) -> Arguments:
-        """Return the arguments in a payload, restored to the annotated types. Raises `ArgumentError`."""
+        """Return the arguments in a payload, restored to the annotated types.
+
+        Raises `ArgumentError`, and `Undecryptable` where they are encrypted.
+        """
         try:
             return self._readers[memoryview(payload)[1]](payload)
         except Exception:  # noqa: BLE001 - whatever it was, the slow way tells it better
@@ -239,6 +243,8 @@ class Signature:
         try:
             raw_args, raw_kwargs = _split(payload)
         except (msgspec.MsgspecError, RecursionError) as error:
+            if problem := opaque.problem(payload, f"task {self._task!r}: the arguments are"):
+                raise problem from None
             raise ArgumentError(f"task {self._task!r}: what is stored is no list of arguments: {error}") from error
         args = [
             self._value(parameter, raw) for parameter, raw in zip(self._parameters(raw_args), raw_args, strict=True)
@@ -259,9 +265,14 @@ class Signature:
             raise self._error(ArgumentError, parameter.name, _lower(error) + _choices(parameter.type)) from error
 
     def read_result(self, raw: msgspec.Raw | bytes) -> Any:
-        """Return a result, restored to the annotated return type. Raises `PayloadError` if it does not fit that."""
+        """Return a result, restored to the annotated return type.
+
+        Raises `PayloadError` if it does not fit that, and `ProtectionError` if it is not to be read or believed.
+        """
         if bytes(raw) == b"\xc0":
             return None
+        if problem := opaque.problem(raw, f"task {self._task!r}: the result is"):
+            raise problem
         try:
             return self._read_result(raw)
         except Exception as error:

@@ -234,7 +234,10 @@ class Task(Generic[P, R_co, C_co]):
         return self._signature
 
     def read_arguments(self, payload: msgspec.Raw | bytes) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """Return the arguments in a job's payload, restored to the annotated types. Raises `ArgumentError`."""
+        """Return the arguments in a job's payload, restored to the annotated types.
+
+        Raises `ArgumentError`, and `Undecryptable` where they are encrypted.
+        """
         return (self._signature or self.signature).read(payload)
 
     def encode_result(self, value: Any) -> bytes:
@@ -318,8 +321,8 @@ class Handle(Generic[R_co]):
         """Wait for the job to end and return its result; None where the result was not to be kept.
 
         Raises `ResultTimeout` after ``timeout`` seconds (default: never), `JobFailed` if the job is dead,
-        `JobCancelled`, `JobNotFound` if the job is not known (any more), and `PayloadError` if the result is not of
-        the annotated return type.
+        `JobCancelled`, `JobNotFound` if the job is not known (any more), `PayloadError` if the result is not of the
+        annotated return type, and `ProtectionError` if it is not signed as it should be, or cannot be decrypted.
         """
         self._client.check_sync("result", "aresult")
         deadline = _deadline(timeout)

@@ -256,7 +256,7 @@ def _settled(snapshot: Snapshot | None) -> Snapshot | None:
 def _sandbox(app: Spool, *, inline: bool) -> Generator[None]:
     sandbox = _Sandbox(app, inline=inline)
     try:
-        with app.using(sandbox):
+        with app.using(sandbox, plain=True):
             yield
     finally:
         sandbox.close()

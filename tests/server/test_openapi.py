@@ -1,5 +1,6 @@
 """The OpenAPI document: complete, true, and written of in the guide."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spool.server import Limits
+from tests.server.flat_openapi import flat
 from tests.server.served import serving
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "server.md"
@@ -78,3 +80,15 @@ def test_what_the_document_says_is_so(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=170, check=False)
 
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_scanners_get_it_without_references_and_unions(sqlite_served):
+    document = sqlite_served.client("read").get("/api/v1/openapi.json").json()
+
+    flattened = flat(document, sqlite_served.url, {"queue": "mail"})
+
+    assert not any(word in json.dumps(flattened) for word in ("$ref", "anyOf", "{queue}"))
+    assert [len(each) for each in flattened["paths"].values()] == [len(each) for each in document["paths"].values()]
+    job = flattened["paths"]["/api/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert job["properties"]["delay"] == {"type": "number"}
+    assert job["properties"]["priority"] == {"type": "string", "enum": ["background"]}

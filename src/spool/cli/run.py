@@ -82,6 +82,8 @@ def worker(*, queues: str | None, **given: Any) -> int:
     SIGTERM or Ctrl-C stops gracefully: no new jobs, --grace seconds for those that run, the rest is handed
     back. A second one stops at once. A process that is to be replaced lets its jobs end, however long they take.
 
+    With keys in SPOOL_SIGNING_KEYS it runs signed jobs alone, with keys in SPOOL_ENCRYPTION_KEYS encrypted ones too.
+
     With --profile, SIGUSR2 records what the processes spend their time on, and then what they allocate, while they
     work: cpu-TIME.prof and mem-TIME.prof. Needs the extra "profile".
     """

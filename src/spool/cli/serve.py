@@ -65,6 +65,9 @@ def server(
 
     At its first start on a store it makes a token and prints it, this once; `spool token` makes more. It listens on
     this machine alone unless told otherwise, and then wants TLS. SIGTERM or Ctrl-C stops it in order.
+
+    With the keys in SPOOL_ENCRYPTION_KEYS it shows what is encrypted, with those in SPOOL_SIGNING_KEYS it signs what is
+    enqueued through it.
     """
     needs_server()
     from spool.server.serve import Serving

@@ -34,6 +34,7 @@ from spool.executor.context import JobContext, current_job
 from spool.executor.pool import ProcessDied, RemoteFailure
 from spool.executor.threads import Threads
 from spool.job import NIL, VERSION, Record, encode_record, read_record
+from spool.opaque import Refused
 from spool.report import Meter
 from spool.retry import RetryPolicy
 from spool.task import Task
@@ -275,8 +276,8 @@ class Intake:
     def start(self, id: str, fence: int, body: bytes, tally: str, offset: int) -> Run:
         """Start a claimed job. ``offset`` is the store's time of the claim less the monotonic clock's, in milliseconds.
 
-        Never raises: a record that cannot be read ends as dead, one of a newer layout or with an unknown task is
-        handed back. ``finish`` is called later, never from within.
+        Never raises: a record that cannot be read, or is `Refused`, ends as dead, one of a newer layout or with an
+        unknown task is handed back. ``finish`` is called later, never from within.
         """
         try:
             record = read_record(body)
@@ -299,6 +300,8 @@ class Intake:
         if isinstance(error, KeyError) or _is_newer(body):
             logger.warning("%s/%s is not for this worker: %s", run.queue, run.id, error)
             return released(run, "released", AGAIN)
+        if isinstance(body, Refused):
+            return failed(run, msgspec.structs.replace(describe(body.error), traceback=""))
         return failed(run, msgspec.structs.replace(describe(error), error_type="Undecodable", traceback=""))
 
 

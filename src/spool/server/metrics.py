@@ -42,7 +42,7 @@ async def rolling(services: Services) -> AsyncGenerator[None]:
 async def scrape(ask: Ask[None, None]) -> Reply:
     """Return all metrics in Prometheus' text format, or as OpenMetrics if the Accept header asks for that."""
     accept = ask.headers.get(b"accept", b"").decode("latin-1")
-    exposition = Exposition(ask.services.broker)
+    exposition = Exposition(ask.services.counted)
     body, media = await asyncio.to_thread(exposition.render, accept)
     return Reply(body, media=media)
 

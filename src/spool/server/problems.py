@@ -23,6 +23,7 @@ STATUS: Final[dict[type[SpoolError], int]] = {
     errors.TaskError: 422,
     errors.PayloadError: 422,
     errors.PayloadTooLarge: 413,
+    errors.ProtectionError: 500,
     errors.JobConflict: 409,
     errors.JobNotFound: 404,
     errors.EnqueueInterrupted: 503,

@@ -25,9 +25,10 @@ class Services:
 
     def __init__(self, broker: Broker, settings: ServerSettings) -> None:
         limits = settings.limits
-        self.broker = broker = Counted(broker)
+        self.counted = Counted(broker)
         self.settings = settings
-        self.app = Spool(broker)
+        self.app = Spool(self.counted)
+        self.broker = broker = self.app.broker
         self.tokens = Tokens(broker)
         self.sessions = Sessions(broker, self.tokens, settings)
         self.doors = Doors(settings, self.tokens, self.sessions)
@@ -39,7 +40,9 @@ class Services:
         self.room = Room(limits.bodies)
         self.under_way = 0
         """Requests that are being worked on."""
-        self.verbs = Verbs(broker, self.stopping, self.resting)
+        self.verbs = Verbs(
+            self.counted, self.stopping, self.resting
+        )  # who asks for verbs signs and encrypts for itself
         self.rate = Rate(limits.rate)
         self.enqueue_rate = Rate(limits.enqueue_rate)
         self.failures = Rate(limits.failures / 60, float(limits.failures))

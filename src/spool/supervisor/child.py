@@ -78,8 +78,8 @@ def work(sock: socket.socket) -> int:
     # A batch of jobs is a thousand objects and more, all of which are gone when it is: looking for cycles among them
     # every 700 of them, the default, finds nothing and takes some 5 % of a busy worker's time.
     gc.set_threshold(10_000, 20, 50)
-    with app.using(connect(options.url)) if options.url else contextlib.nullcontext():
-        try:
+    try:
+        with app.using(connect(options.url)) if options.url else contextlib.nullcontext():
             if app.broker.url.startswith("sqlite://:memory:"):
                 raise ConfigError(
                     "sqlite://:memory: is a store of one process, which no client of a worker process can reach; "
@@ -87,10 +87,10 @@ def work(sock: socket.socket) -> int:
                 )
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 runner.run(_work(app, assignment, sock))
-        except SpoolError as error:
-            with contextlib.suppress(OSError):  # nobody is there any more, and that comes to our ears elsewhere
-                send_frame(sock, Fatal(type(error).__name__, str(error)))
-            return 1
+    except SpoolError as error:
+        with contextlib.suppress(OSError):  # nobody is there any more, and that comes to our ears elsewhere
+            send_frame(sock, Fatal(type(error).__name__, str(error)))
+        return 1
     return 0
 
 

@@ -61,6 +61,7 @@ function log(job) {
 function values(job) {
     const [args, kwargs] = job.arguments ?? [null, null];
     const shown = [];
+    if (job.encrypted) shown.push(h("p", { class: "soft" }, "What reads [encrypted] is for those who have the key, which this server has not."));
     if (args) {
         const named = Object.keys(kwargs ?? {}).length;
         const value = !named ? args : args.length ? { positional: args, named: kwargs } : kwargs;
@@ -139,7 +140,7 @@ export function open(root, { queue, id }) {
             h("div", { class: "row", data: { part: "buttons" } }, buttons(job, () => { acted = true; load(); }))));
         const about = slot("facts", { ...job, arguments: null, result: null, history: null, log: null, progress: null }, () => facts(job));
         const far = slot("progress", job.progress ?? null, () => progress(job) ?? []);
-        const given = slot("values", [args, result, error, traceback, state], () => values(job));
+        const given = slot("values", [args, result, error, traceback, state, job.encrypted], () => values(job));
         const logged = slot("log", lines ?? null, () => log(job) ?? []);
         const past = slot("timeline", [history, state, attempts], () => timeline(job));
         if (!head.isConnected) fill(root, head, failure, about, far, h("div", { class: "split" }, h("div", { class: "stack" }, given, logged), past));

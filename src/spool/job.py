@@ -22,7 +22,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -41,6 +41,9 @@ PROCESS: Final = 1
 LANES: Final = (MAIN, PROCESS)
 """Lanes of a queue: jobs for the event loop and threads, and jobs for the process pool, claimed against its free
 slots."""
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""Of a verb, as it may come from elsewhere: what a double, and so a script, can hold exactly."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}")
 """Queue and task names, and job ids given by a caller. No braces or spaces: names become parts of keys."""
@@ -350,6 +353,7 @@ _decode_progress = msgspec.msgpack.Decoder(_StoredProgress).decode
 _decode_line = msgspec.msgpack.Decoder(_StoredLine).decode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 _decode_ending = msgspec.msgpack.Decoder(Ending).decode
+_decode_arguments = msgspec.msgpack.Decoder(tuple[list[Any], dict[str, Any]]).decode
 encode_record = msgspec.msgpack.Encoder().encode
 encode_ending = encode_record
 
@@ -374,6 +378,16 @@ def read_ending(body: bytes) -> Ending:
     if ending.version > VERSION:
         raise StoreCorrupt(f"a job's ending has layout {ending.version}; this release knows up to {VERSION}")
     return ending
+
+
+def read_arguments(record: Record) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments of a call as plain values, `ENCRYPTED` for those that are. Raises `StoreCorrupt`."""
+    if opaque.unwrap(record.payload) is not None:
+        return [opaque.ENCRYPTED], {}
+    try:
+        return _decode_arguments(record.payload)
+    except (*opaque.UNREADABLE, ValueError) as error:
+        raise StoreCorrupt(f"the arguments cannot be decoded: {error}") from error
 
 
 def _plain(raw: msgspec.Raw) -> Any:
@@ -439,14 +453,6 @@ def _hides(snapshot: Snapshot, record: Record | None, ending: Ending | None) -> 
     return opaque.TEXT in "\n".join(texts) or opaque.TEXT.encode() in said or any(map(opaque.unwrap, values))
 
 
-def _arguments(record: Record) -> tuple[list[Any], dict[str, Any]]:
-    value = opaque.shown(msgspec.msgpack.decode(record.payload))
-    if value is opaque.ENCRYPTED:
-        return [value], {}
-    args, kwargs = value
-    return args, kwargs
-
-
 def view(snapshot: Snapshot) -> Job:
     """Return the view of a snapshot. Never raises for damaged data: what cannot be read is shown as an error text."""
     record = ending = None
@@ -463,9 +469,9 @@ def view(snapshot: Snapshot) -> Job:
     arguments = None
     if record is not None:
         try:
-            arguments = _arguments(record)
-        except (*opaque.UNREADABLE, ValueError, TypeError) as error:
-            damage = damage or f"the arguments cannot be decoded: {error}"
+            arguments = read_arguments(record)
+        except StoreCorrupt as error:
+            damage = damage or str(error)
     priority = record.priority if record else ending.priority if ending else 2
     reason = opaque.shown_text(ending.reason) if ending else ""
     progress, log, dropped = _notes(snapshot, tally.attempts + 1)

@@ -10,7 +10,7 @@ from msgspec import Meta
 from spool.grouping import ErrorGroups
 from spool.job import State
 from spool.selection import Selection
-from spool.server.jobs import Jobs, Nothing, find, moment
+from spool.server.jobs import Jobs, Nothing, find, moment, queues_of
 from spool.server.problems import Refused
 from spool.server.queues import Changed
 from spool.server.replays import Replay
@@ -117,7 +117,7 @@ def _check_meant(request: DeadRequest | ReplayRequest) -> None:
 
 
 def _chosen(ask: Ask[Any, Any], by: Any, queues: list[str], ids: list[str] | None) -> Selection:
-    for queue in queues:
+    for queue in (*queues, *queues_of(ids or [])):
         ask.check_queue(queue)
     own = ask.principal.queues
     return ask.services.app.jobs(

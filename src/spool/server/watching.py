@@ -21,6 +21,8 @@ EVENTS: Final = 50
 """Events that are kept."""
 AT_ONCE: Final = 10
 """Dead jobs of a queue that are named in one turn; the others are in its counts."""
+TOGETHER: Final = 50
+"""Queues that are asked for at once: of a thousand the answers, which come together, would hold up all else."""
 WINDOW: Final = 5.0
 """Seconds over which a rate is taken."""
 TEXT: Final = 300
@@ -87,7 +89,11 @@ class Watch:
         before = self._number
         try:
             names = sorted([document.key async for document, _ in load(self._broker, "queue")])
-            stats = dict(zip(names, await asyncio.gather(*(self._broker.acall(Stats(n)) for n in names)), strict=True))
+            stats: dict[str, QueueStats] = {}
+            for start in range(0, len(names), TOGETHER):
+                some = names[start : start + TOGETHER]
+                found = await asyncio.gather(*(self._broker.acall(Stats(name)) for name in some))
+                stats |= zip(some, found, strict=True)
             await self._died_since(stats)
             if workers or self._first:
                 self._meet({each.row.incarnation: plain(each) for each in await reported(self._broker)})

@@ -39,7 +39,8 @@ from spool.broker.sqlite import SqliteBroker, file, leases, thread
 from spool.broker.sqlite import jobs as sqlite_jobs
 from spool.broker.sqlite import store as sqlite_store
 from spool.broker.sqlite.store import RUNNING, STATES
-from spool.job import State, view
+from spool.job import State
+from spool.view import view
 from tests.contract.driver import CORRUPT, LEASE, Driver, job, jobs, record, until
 from tests.model_state import Clock
 

@@ -15,10 +15,11 @@ from msgspec.structs import replace
 from spool import opaque
 from spool.broker import Broker, Document, Load, Store
 from spool.errors import StoreCorrupt
-from spool.job import MAIN, PROCESS, Job, Snapshot, encode_record, read_arguments, read_record
+from spool.job import MAIN, PROCESS, Snapshot, encode_record, read_arguments, read_record
 from spool.report import ParameterKind, TaskParameter, TaskRow, encode_task_row, read_task_row
 from spool.settings import check_priority
 from spool.task import Task
+from spool.view import Job
 
 KIND: Final = "task"
 REDACTED: Final = "[redacted]"

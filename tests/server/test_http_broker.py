@@ -45,9 +45,10 @@ from spool.broker.silence import is_silence
 from spool.broker.sqlite import SqliteBroker
 from spool.chaos import proxy
 from spool.cli import main
-from spool.job import VERSION, Record, State, encode_record, read_record, view
+from spool.job import VERSION, Record, State, encode_record, read_record
 from spool.server import verbs as server_verbs
 from spool.server import waits
+from spool.view import view
 from tests.contract.driver import LEASE, Driver, job, jobs
 from tests.contract.test_lost_reply import STALE, VERBS, everything, setting
 from tests.eventually import aeventually, eventually

@@ -12,11 +12,12 @@ from msgspec import Meta
 from spool.broker import Act, Delete, Get, Replay, cancellation
 from spool.catalogue import Catalogue
 from spool.errors import JobConflict, JobNotFound, SpoolError, TaskUnknown
-from spool.job import Job, LogLine, Progress, Snapshot, State, view
+from spool.job import LogLine, Progress, Snapshot, State
 from spool.server.intake import JobRequest
 from spool.server.problems import Problem, Refused, problem_of
 from spool.server.routes import Ask, Name, Operation, Reply
 from spool.settings import MAX_SECONDS
+from spool.view import Job, view
 
 LONGEST_WAIT: Final = 60.0
 _HINTS: Final = 10

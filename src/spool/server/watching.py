@@ -12,10 +12,11 @@ import msgspec
 
 from spool.broker import Broker, Find, QueueStats, Stats
 from spool.errors import BrokerError
-from spool.job import State, view
+from spool.job import State
 from spool.server.documents import load
 from spool.server.workers import reported
 from spool.telemetry import History, survey
+from spool.view import view
 
 EVENTS: Final = 50
 """Events that are kept."""

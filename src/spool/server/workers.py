@@ -10,12 +10,13 @@ from msgspec.structs import replace
 
 from spool.broker import Broker, Find, Load, Store
 from spool.errors import StoreCorrupt
-from spool.job import State, view
+from spool.job import State
 from spool.report import OrderRow, WorkerRow, read_order, read_row
 from spool.server.documents import load
 from spool.server.jobs import Nothing
 from spool.server.problems import Refused
 from spool.server.routes import Ask, Operation
+from spool.view import view
 
 ORDER_TTL: Final = 3_600_000
 _PAGES: Final = 20

@@ -1,7 +1,8 @@
 import pytest
 
 from spool.grouping import Grouping, pattern
-from spool.job import Attempt, Record, Snapshot, State, Tally, encode_record, view
+from spool.job import Attempt, Record, Snapshot, State, Tally, encode_record
+from spool.view import view
 from tests.tallies import write_tally
 
 

@@ -30,8 +30,8 @@ from spool.job import (
     read_ending,
     read_record,
     read_tally,
-    view,
 )
+from spool.view import view
 from tests.tallies import write_tally
 
 PAYLOAD = msgspec.msgpack.encode([["x"], {"y": 1}])

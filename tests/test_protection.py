@@ -34,22 +34,11 @@ from spool import (
 )
 from spool.broker import Beat, Claim, Get, Heartbeat, Released, Retire, Settle, connect
 from spool.broker.sqlite import SqliteBroker
-from spool.job import (
-    TALLY_LIMIT,
-    Ending,
-    Job,
-    Options,
-    Record,
-    Snapshot,
-    encode_ending,
-    encode_record,
-    new_id,
-    read_record,
-    view,
-)
+from spool.job import TALLY_LIMIT, Ending, Options, Record, Snapshot, encode_ending, encode_record, new_id, read_record
 from spool.opaque import ENCRYPTED, TEXT, Refused
 from spool.protection.envelope import LOST, SIGNATURE, Envelope
 from spool.supervisor import Fleet, WorkerOptions
+from spool.view import Job, view
 from tests import secret_shop
 from tests.stored import Store, elements, joined
 

@@ -747,3 +747,10 @@ async def test_a_claim_that_waits_goes_on_when_the_server_has_forgotten_the_scri
             client.script_flush()
         await broker.acall(Enqueue("q", [job("a")]))
         assert [id for id, _ in (await claim).jobs] == ["a"]
+
+
+def test_a_time_beyond_any_calendar_is_the_trouble_of_its_job_alone(broker):
+    broker.call(Enqueue("q", [job("never", due=2**62), job("soon", delay=60_000)]))
+    found = broker.call(Find("q", State.SCHEDULED))
+    assert [each.id for each in found.jobs] == ["soon", "never"]
+    assert broker.call(Get("q", "never")).due == 2**62

@@ -25,10 +25,11 @@ from spool.broker import (
     connect,
 )
 from spool.broker.sqlite import leases
-from spool.job import Attempt, Ending, Job, State, Tally, encode_ending, new_id
+from spool.job import Attempt, Ending, State, Tally, encode_ending, new_id
 from spool.selection import MAX_DEAD, MAX_DEAD_DAYS
 from spool.selection.pace import Pace
 from spool.selection.walk import PAGE
+from spool.view import Job
 from tests.eventually import eventually
 from tests.faulty import FaultyBroker
 from tests.tallies import write_tally

@@ -39,7 +39,8 @@ from spool.broker.sqlite import SqliteBroker, file, leases, thread
 from spool.broker.sqlite import jobs as sqlite_jobs
 from spool.broker.sqlite import store as sqlite_store
 from spool.broker.sqlite.store import RUNNING, STATES
-from spool.job import State, view
+from spool.job import State
+from spool.view import view
 from tests.contract.driver import CORRUPT, LEASE, Driver, job, jobs, record, until
 from tests.model_state import Clock
 
@@ -357,6 +358,32 @@ def test_a_disk_without_room(path, broker, q):
     assert q.settle("w", *(q.done(f"held{number}") for number in range(100))).accepted == 100
     assert (q.stats().ready, q.stats().running, q.totals()["done"]) == ([0] * 5, 0, 100)
     q.enqueue(job("later", payload="x" * 10_000))
+
+
+async def test_a_mistake_in_a_read_is_its_own(broker, q, monkeypatch):
+    q.enqueue("a")
+
+    def fail(*_):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setitem(thread.READS, Watch, fail)
+    failed, *others = await asyncio.gather(
+        *(broker.acall(verb) for verb in (Watch("q"), Get("q", "a"), Stats("q"))), return_exceptions=True
+    )
+    assert type(failed) is RuntimeError
+    assert [type(each).__name__ for each in others] == ["Snapshot", "QueueStats"]
+    monkeypatch.setattr(broker._thread, "_read", fail)
+    with pytest.raises(RuntimeError):
+        await broker.acall(Get("q", "a"))
+    monkeypatch.undo()
+    assert (await broker.acall(Get("q", "a"))).state is State.READY, "no transaction is left open"
+
+
+@pytest.mark.parametrize("limit", [-(2**62), 0, 2**70])
+def test_a_limit_beyond_reason_is_brought_back(broker, q, limit):
+    q.beat("w")
+    q.settle("w", metrics=b"blob")
+    assert len(broker.call(Watch("q", limit=limit)).blobs) == 1
 
 
 def test_in_a_group_only_the_verb_that_finds_no_room_fails(broker, q):

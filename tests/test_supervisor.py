@@ -15,12 +15,12 @@ import pytest
 
 from spool import BrokerRefused, ConfigError, State, StoreCorrupt
 from spool.broker import Broker, Done, Enqueue, Find, Stats, connect
-from spool.job import view
 from spool.nursery import send_frame
 from spool.supervisor import Fleet, WorkerOptions
 from spool.supervisor.children import Child, is_gone
 from spool.supervisor.messages import Condemned, OnTrial
 from spool.supervisor.undertaker import Undertaker
+from spool.view import view
 from spool.worker.heartbeat import Machine
 from tests import shop
 from tests.contract.driver import job

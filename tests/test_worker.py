@@ -46,8 +46,9 @@ from spool.broker import (
     connect,
 )
 from spool.broker.silence import is_silence
-from spool.job import LANES, MAIN, PROCESS, view
+from spool.job import LANES, MAIN, PROCESS
 from spool.report import read_row, unpack
+from spool.view import view
 from spool.worker import Worker
 from spool.worker.heartbeat import Heard, lease_time
 from spool.worker.slots import Line, Share, Slots

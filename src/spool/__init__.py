@@ -42,12 +42,13 @@ from spool.errors import (
     VersionConflict,
 )
 from spool.grouping import ErrorGroup, ErrorGroups
-from spool.job import Job, LogLine, Progress, State
+from spool.job import LogLine, Progress, State
 from spool.protection import AesGcm, Encryption, Signing
 from spool.release import __version__
 from spool.retry import Backoff
 from spool.selection import Selection
 from spool.task import Call, Handle, Task
+from spool.view import Job
 
 if TYPE_CHECKING:
     from spool.executor import current_job as current_job

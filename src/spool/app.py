@@ -34,7 +34,7 @@ from spool.errors import (
     SyncInLoop,
     TaskExists,
 )
-from spool.job import Job, Priority
+from spool.job import Priority
 from spool.payload import MAX_PAYLOAD
 from spool.protection import Encryption, Protection, Signing
 from spool.resend import graver, pauses, refused_again
@@ -52,6 +52,7 @@ from spool.settings import (
     seconds,
 )
 from spool.task import Call, Task
+from spool.view import Job
 
 if TYPE_CHECKING:
     import asyncio

@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
+from spool import opaque
 from spool.broker import Broker, Document, Load, Store
 from spool.errors import StoreCorrupt
-from spool.job import MAIN, PROCESS, Job
+from spool.job import MAIN, PROCESS, Snapshot, encode_record, read_arguments, read_record
 from spool.report import ParameterKind, TaskParameter, TaskRow, encode_task_row, read_task_row
 from spool.settings import check_priority
 from spool.task import Task
+from spool.view import Job
 
 KIND: Final = "task"
 REDACTED: Final = "[redacted]"
@@ -127,12 +130,34 @@ class Catalogue:
         Of a task whose row cannot be read all are hidden. What a task writes into errors, results and log lines is its
         own affair.
         """
-        if job.arguments is None:
-            return job
-        row = self.tasks.get(job.task)
+        shown = None if job.arguments is None else self._shown(job.task, *job.arguments)
+        return job if shown is None else replace(job, arguments=shown)
+
+    def veiled(self, snapshot: Snapshot) -> Snapshot:
+        """As `redacted`, of a job as the store holds it. Also without its fingerprint, by which one could guess.
+
+        What is encrypted stays as it is: who has no key sees nothing of it.
+        """
+        if snapshot.record is None or not (self.damaged or any(row.redact for row in self.tasks.values())):
+            return snapshot
+        try:
+            record = read_record(snapshot.record)
+            if opaque.unwrap(record.payload) is not None:
+                return snapshot
+            shown = self._shown(record.task, *read_arguments(record))
+        except StoreCorrupt:  # whatever may be in it
+            return replace(snapshot, record=b"")
+        if shown is None:
+            return snapshot
+        record = replace(record, fingerprint="", payload=msgspec.Raw(msgspec.msgpack.encode(shown)))
+        return replace(snapshot, record=encode_record(record))
+
+    def _shown(self, task: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
+        """Return what may be shown of a call; None for all of it."""
+        row = self.tasks.get(task)
         if row is None:
-            return job if job.task not in self.damaged else _replaced(job, *_all_hidden(*job.arguments))
-        return _replaced(job, *_hidden(row, *job.arguments)) if row.redact else job
+            return _all_hidden(args, kwargs) if task in self.damaged else None
+        return _hidden(row, args, kwargs) if row.redact else None
 
 
 async def _load(broker: Broker) -> list[Document]:
@@ -144,10 +169,6 @@ async def _load(broker: Broker) -> list[Document]:
         cursor = page.cursor
         if not cursor:
             return documents
-
-
-def _replaced(job: Job, args: list[Any], kwargs: dict[str, Any]) -> Job:
-    return msgspec.structs.replace(job, arguments=(args, kwargs))
 
 
 def _all_hidden(args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:

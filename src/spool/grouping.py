@@ -7,7 +7,8 @@ from typing import Final
 
 import msgspec
 
-from spool.job import Job, State
+from spool.job import State
+from spool.view import Job
 
 CAPACITY: Final = 10_000
 """How many different errors are told apart; beyond it the rarest are counted without a name."""

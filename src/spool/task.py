@@ -17,7 +17,6 @@ from spool.job import (
     MAIN,
     PROCESS,
     VERSION,
-    Job,
     Options,
     Priority,
     Progress,
@@ -28,7 +27,6 @@ from spool.job import (
     encode_record,
     new_id,
     read_ending,
-    view,
 )
 from spool.payload import Signature, write_result
 from spool.settings import (
@@ -42,6 +40,7 @@ from spool.settings import (
     overrides,
     seconds,
 )
+from spool.view import Job, view
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

@@ -1,5 +1,7 @@
 """`Get` and `Find`: a job as it stands, and lists of one state, page by page."""
 
+from contextlib import suppress
+
 import pytest
 
 from spool.broker import Act, Delete, Find, Watch
@@ -316,3 +318,27 @@ def test_what_is_no_cursor_is_refused(q, broker, state, cursor):
         broker.call(Find("q", state, cursor=cursor))
     with pytest.raises(ConfigError, match="not a cursor"):
         broker.call(Watch("q", cursor=cursor))
+
+
+FORGED = (f"[{10**30}]", f'["", {10**30}]', f"{10**30}", f"{10**30} 1", f"{10**30}-1 1", "\u0661 x", "9" * 5000)
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("cursor", FORGED, ids=range(len(FORGED)))
+def test_a_forged_cursor_leads_nowhere_and_hurts_nobody(q, broker, state, cursor):
+    if isinstance(broker, ModelBroker):
+        return
+    q.enqueue("a")
+    for verb in (Find("q", state, cursor=cursor), Watch("q", cursor=cursor)):
+        with suppress(ConfigError):
+            assert broker.call(verb).now
+        assert q.state("a") is State.READY, "who comes next has nothing to do with it"
+
+
+@pytest.mark.parametrize("task", ["unknown", "two words", "\u0661 1", " "])
+def test_parked_jobs_are_listed_whatever_their_task_is_called(q, task):
+    q.enqueue(*(job(each, task=task) for each in "abc"))
+    q.beat("w")
+    q.take("w")
+    assert q.ids(State.PARKED, 1) == ["a", "b", "c"]
+    assert q.ids(State.PARKED, 3) == ["a", "b", "c"]

@@ -118,7 +118,7 @@ class Front:
             self.run(self._end(app))
 
     async def _end(self, app: App) -> None:
-        app.services.verbs.stop()
+        app.services.stopping.set()
         async with app.services.verbs.running():
             pass
         await app.services.broker.aclose()

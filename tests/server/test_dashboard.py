@@ -435,6 +435,14 @@ def test_workers_are_shown_quieted_and_stopped(browser, site):
     expect(card).to_contain_text("MB")
     card.get_by_text(re.compile("^Jobs")).click()
     expect(card.locator("tbody")).to_contain_text(running)
+    within = """(card) => {
+        const right = card.getBoundingClientRect().right;
+        return [...card.children].every((each) => each.getBoundingClientRect().right <= right);
+    }"""
+    for width in (1440, 390):
+        browser.set_viewport_size({"width": width, "height": 900})
+        assert card.evaluate(within), f"the jobs are wider than their worker on {width} px"
+    browser.set_viewport_size({"width": 1280, "height": 720})
     act(browser, card.get_by_role("button", name="Quiet"), "will claim no more jobs")
     expect(card.locator(".badge").first).to_contain_text("quiet")
     act(browser, card.get_by_role("button", name="Stop"), "was told to stop")

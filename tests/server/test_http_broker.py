@@ -21,27 +21,34 @@ from spool.broker import (
     Beat,
     Cancel,
     Claim,
+    Done,
     Enqueue,
     Find,
     Get,
     Heartbeat,
+    JobNote,
     Load,
     NewJob,
+    Note,
     Pause,
     Retire,
+    Retried,
     Settle,
     Stats,
     Store,
     Watch,
     connect,
 )
-from spool.broker.http import HttpBroker, wire
+from spool.broker.http import HttpBroker, ends, wire
 from spool.broker.http.wire import EndsWait, OrdersWait, WorkWait
 from spool.broker.silence import is_silence
 from spool.broker.sqlite import SqliteBroker
 from spool.chaos import proxy
 from spool.cli import main
-from spool.job import State
+from spool.job import VERSION, Record, State, encode_record, read_record
+from spool.server import verbs as server_verbs
+from spool.server import waits
+from spool.view import view
 from tests.contract.driver import LEASE, Driver, job, jobs
 from tests.contract.test_lost_reply import STALE, VERBS, everything, setting
 from tests.eventually import aeventually, eventually
@@ -201,6 +208,27 @@ class TestBadServers:
                 with pytest.raises(errors.ConfigError, match="is not usable"):
                     broker.call(verb)
 
+    @pytest.mark.parametrize("number", [-1, 2**53 + 1, 2**64 - 1])
+    def test_numbers_that_no_store_can_hold_are_refused(self, served, number):
+        with at(served) as broker:
+            broker.call(Enqueue("q", [job("a")]))
+            for verb in (
+                Enqueue("q", [NewJob("b", b"", delay=number)]),
+                Enqueue("q", [NewJob("b", b"", due=number)]),
+                Act("q", Cancel(ttl=number), ["a"]),
+                Beat("q", [Heartbeat("w", number)]),
+                Claim("q", "w", number),
+                Claim("q", "w", 1, (number, 0)),
+                Settle("q", "w", 1, [Done("a", 1, b"", number)]),
+                Settle("q", "w", 1, [Retried("a", 1, "", number)]),
+                Note("q", "w", [JobNote("a", number)]),
+                Find("q", State.READY, limit=number),
+                Store("worker", "w", b"{}", number),
+            ):
+                with pytest.raises(errors.ConfigError, match="int"):
+                    broker.call(verb)
+            assert broker.call(Get("q", "a")).state is State.READY
+
     def test_without_its_library_threads_work_and_loops_say_what_is_missing(self, sqlite_served, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
         with at(sqlite_served) as broker:
@@ -288,6 +316,29 @@ class TestTokens:
                 broker.await_orders(["mine", "other"], 1)
             assert [each.key for each in broker.call(Load("queue")).documents] == ["mine"]
 
+    def test_a_token_for_one_queue_takes_nothing_from_another(self, served):
+        theirs = b'{"queue": "other"}'
+        for kind in ("task", "worker"):
+            served.broker.call(Store(kind, "theirs", theirs))
+            served.broker.call(Store(kind, "unreadable", b"?"))
+        mine = b'{"queue": "mine"}'
+        with at(served, "work", queues=["mine"]) as broker:
+            for kind in ("task", "worker"):
+                for verb in (
+                    Store(kind, "theirs", mine),
+                    Store(kind, "theirs", None),
+                    Store(kind, "own", mine, others={"theirs": mine}),
+                    Store(kind, "own", b"{}"),
+                    Store(kind, "own", b"?"),
+                    Store(kind, "unreadable", mine),
+                ):
+                    with pytest.raises(errors.BrokerRefused, match="token"):
+                        broker.call(verb)
+                broker.call(Store(kind, "own", mine, others={"own2": mine}))
+                broker.call(Store(kind, "own", None))
+                there = {each.key: each.body for each in served.broker.call(Load(kind)).documents}
+                assert there == {"own2": mine, "theirs": theirs, "unreadable": b"?"}
+
     def test_of_other_queues_workers_and_tasks_it_sees_none(self, sqlite_served):
         for queue in ("mine", "other"):
             sqlite_served.broker.call(Store("worker", queue, msgspec.json.encode({"queues": [queue]})))
@@ -297,6 +348,74 @@ class TestTokens:
                 assert [each.key for each in broker.call(Load(kind)).documents] == ["mine"]
             with pytest.raises(errors.BrokerRefused, match="kind 'token'"):
                 broker.call(Load("token"))
+
+    def test_what_a_task_hides_is_hidden_from_who_asks_for_verbs(self, served):
+        app = Spool(served.broker)
+
+        @app.task(queue="q", redact=("password",))
+        def login(user: str, password: str) -> None: ...
+
+        served.declare(app)
+        login.options(id="a").enqueue("ada", "hunter2")
+        login.options(id="dead").enqueue("ada", password="hunter2")
+        served.broker.call(Enqueue("q", [NewJob("damaged", b"hunter2")]))
+        driver = Driver(served.broker, Clock(), "q")
+        driver.beat("w", tasks=("login",))
+        driver.take("w", 2)
+        driver.settle("w", driver.died("dead"))
+        with at(served, "read") as broker:
+            found = [broker.call(Get("q", "a")), broker.ended("q", "dead"), *broker.call(Find("q", State.RUNNING)).jobs]
+            assert [view(each).arguments for each in found] == [(["ada", "[redacted]"], {})] * 3
+            assert view(found[0]).task == "login"
+            found.append(broker.call(Get("q", "damaged")))
+        assert all(b"hunter2" not in each.record for each in found)
+        assert all(read_record(each.record).fingerprint == "" for each in found[:3]), "it could be guessed from"
+
+    def test_arguments_that_are_none_are_the_trouble_of_their_job_alone(self, served):
+        app = Spool(served.broker)
+
+        @app.task(queue="q", redact=("password",))
+        def login(user: str, password: str) -> None: ...
+
+        served.declare(app)
+        bodies = {"a": [1, 2], "b": [[], []], "c": [], "d": 7, "e": [[], {1: 2}]}
+        with at(served, "enqueue") as broker:
+            for id, body in bodies.items():
+                record = Record(VERSION, "login", 2, 0, 3, "", 0, msgspec.Raw(msgspec.msgpack.encode(body)))
+                broker.call(Enqueue("q", [NewJob(id, encode_record(record))]))
+        answer = served.client("read").get("/api/v1/jobs")
+        assert answer.status_code == 200
+        assert [each["arguments"] for each in answer.json()["items"]] == [None] * len(bodies)
+        assert all("cannot be decoded" in each["error"] for each in answer.json()["items"])
+
+    def test_queues_that_are_listened_to_are_bounded(self, sqlite_served, monkeypatch):
+        monkeypatch.setattr(waits, "MOST", 3)
+        with at(sqlite_served, "work") as broker:
+            broker._ask(OrdersWait(["a", "b", "c"], 0.0))
+            broker._ask(WorkWait(["a"], 0.001))
+            for asked in (
+                OrdersWait(["a", "d"], 0.0),
+                WorkWait(["a", "b"], 0.001),
+                Claim("d", "w", 1, (1, 1), wait=0.1),
+            ):
+                with pytest.raises(errors.BrokerUnavailable, match="listens to 3 queues already"):
+                    broker._ask(asked)
+            broker._ask(OrdersWait(["a", "b", "c"], 0.0))
+        eventually(lambda: not sqlite_served.serving.app.services.verbs._work._ears)
+
+    def test_ends_that_are_waited_for_are_bounded(self, sqlite_served, monkeypatch):
+        monkeypatch.setattr(server_verbs, "MOST_ENDS", 2)
+        with at(sqlite_served, "read") as broker:
+            for _ in range(3):
+                assert len(broker._hear(EndsWait([("q", "a"), ("q", "b")], 5.0))) == 2, "which are not known"
+            with pytest.raises(errors.BrokerUnavailable, match="too many ends"):
+                broker._hear(EndsWait([("q", "a"), ("q", "b"), ("q", "c")], 0.001))
+
+    def test_what_was_not_enqueued_is_not_in_the_audit_log(self, sqlite_served):
+        with at(sqlite_served) as broker:
+            broker.call(Enqueue("q", [job("a", fingerprint="one")]))
+            broker.call(Enqueue("q", [job("a", fingerprint="another"), job("b", fingerprint="one")]))
+        assert list(sqlite_served.serving.app.services.audit._sums.values()) == [2]
 
     def test_a_server_that_is_read_only_answers_what_changes_nothing(self, tmp_path):
         with serving(f"sqlite:///{tmp_path}/spool.db", read_only=True) as served, at(served) as broker:
@@ -553,6 +672,17 @@ class TestWaiting:
                 assert {each.state for each in await waiting} == {State.DONE}
         front.take_away()
         store.close()
+
+    async def test_more_waiters_than_one_request_takes_are_all_told(self, q, front, monkeypatch):
+        monkeypatch.setattr(ends, "MAX_ENDS", 2)
+        many = jobs(5)
+        q.worker("w", *many)
+        async with aclosing(connect(front.url)) as broker:
+            waiting = {each.id: asyncio.create_task(broker.aended("q", each.id, 30)) for each in many}
+            await aeventually(lambda: front.under_way == 3)
+            for id, told in waiting.items():
+                await asyncio.to_thread(q.settle, "w", q.done(id))
+                assert (await asyncio.wait_for(told, 10)).state is State.DONE
 
     async def test_many_workers_that_wait_are_one_to_the_store(self, redis_url, front):
         store = connect(redis_url)

@@ -154,9 +154,31 @@ def test_what_cannot_be_stored_is_refused_by_name(served):
     assert refused(args=["a"], delay=1, at=1)[:2] == (422, "ConfigError")
     assert refused(args=["a"], headers={"big": "x" * 9000})[:2] == (422, "ConfigError")
     assert refused(args=["a"], delay=-1)[0] == 400
+    assert refused(args=["a"], at=253_402_300_800_000)[0] == 400, "no browser could show it"
     assert refused(args=["a"], priority="urgent")[0] == 400
     assert refused(args=["a"], colour="red")[0] == 400
     assert refused(args=["x" * 1024 * 1024])[0] == 413
+
+
+def test_a_batch_of_unknown_tasks_reads_them_once(sqlite_served, monkeypatch):
+    sqlite_served.declare(app)
+    tasks = sqlite_served.serving.app.services.intake._tasks
+    read, readings = tasks._refresh, []
+
+    async def counted() -> None:
+        readings.append(1)
+        await read()
+
+    monkeypatch.setattr(tasks, "_refresh", counted)
+    calls = [{"task": f"sned{n}"} for n in range(50)]
+
+    answer = sqlite_served.client("enqueue").post("/api/v1/jobs/batch", json={"jobs": calls})
+
+    errors = [item["error"] for item in answer.json()["items"]]
+    assert {error["error"] for error in errors} == {"TaskUnknown"}
+    assert "send" in errors[0]["detail"]
+    assert "send" not in errors[-1]["detail"], "to find what may be meant takes time"
+    assert len(readings) <= 2
 
 
 def test_a_batch_answers_for_each_of_its_jobs(served):

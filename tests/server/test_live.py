@@ -1,5 +1,6 @@
 """The live stream, as a program sees it."""
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -9,12 +10,14 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from spool import Spool
-from spool.broker import Act, Pause, Store
+from spool.broker import Act, Enqueue, Pause, Stats, Store
+from spool.broker import connect as broker_at
 from spool.report import OrderRow, Rates, WorkerRow, encode_row
-from spool.server import hub, live
+from spool.server import documents, hub, live, watching
 from spool.server.auth import split_token
 from spool.server.messages import LiveMessage, LiveSnapshot, LiveState
-from tests.eventually import eventually
+from spool.telemetry import History
+from tests.eventually import aeventually, eventually
 from tests.redis_server import RedisServer
 from tests.server.served import Served, serving
 
@@ -258,6 +261,71 @@ def test_a_store_that_is_gone_is_told_and_so_is_its_return(tmp_path):
         assert follower.state["store"]["trouble"]
         redis.start()
         follower.until(lambda it: it.state["store"]["up"])
+
+
+def test_an_outage_of_the_store_ends_no_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "RECHECK", 0.0)
+    monkeypatch.setattr(documents, "FRESH", 0.0)
+    monkeypatch.setattr(hub, "BEAT", 0.1)
+    with RedisServer() as redis, serving(redis.url) as served, listen(served) as connection:
+        follower = Follower(connection)
+        follower.step()
+        redis.kill()
+        follower.until(lambda it: not it.state["store"]["up"])
+        for _ in range(3):  # nobody can say by now whether its token is good
+            assert follower.step()["type"] == "beat"
+
+
+async def test_a_store_that_does_not_answer_is_asked_again_at_once(monkeypatch):
+    monkeypatch.setattr(hub, "SHARE", 1e9)
+    monkeypatch.setattr(hub, "PERIOD", 0.001)
+    broker = broker_at("http://127.0.0.1:1")
+    room = hub.Hub(broker, History(broker))
+    client = room.join(None)
+    looked: list[int] = []
+
+    async def look(turn: int) -> None:
+        await hub.Hub._turn(room, turn)
+        looked.append(turn)
+
+    monkeypatch.setattr(room, "_turn", look)
+    await aeventually(lambda: len(looked) > 3)
+    assert client.sight.ready, "and the trouble is told"
+    await room.close()
+    await broker.aclose()
+
+
+async def test_of_many_queues_some_are_asked_for_at_a_time():
+    under_way: list[int] = [0, 0]
+
+    class Counting:
+        broker = broker_at("sqlite://:memory:")
+        call = broker.call
+
+        async def acall(self, verb):
+            if not isinstance(verb, Stats):
+                return await self.broker.acall(verb)
+            under_way[0] += 1
+            under_way[1] = max(under_way)
+            await asyncio.sleep(0)
+            under_way[0] -= 1
+            return await self.broker.acall(verb)
+
+    broker = Counting()
+    for number in range(2 * watching.TOGETHER):
+        await broker.acall(Enqueue(f"q{number}", []))
+    watch = watching.Watch(broker, History(broker))
+    await watch.look(more=False)
+    assert len(watch.queues) == 2 * watching.TOGETHER
+    assert under_way == [0, watching.TOGETHER]
+    await broker.broker.aclose()
+
+
+def test_the_head_of_the_stream_has_an_end(sqlite_served):
+    client = sqlite_served.client("read")
+    assert client.head("/api/v1/live/events").headers["content-type"] == "text/event-stream"
+    assert client.get("/api/v1/me").status_code == 200, "on the same connection"
+    assert sqlite_served.serving.app.services.hub.clients == 0
 
 
 def enqueue(served: Served, queue: str, count: int) -> None:

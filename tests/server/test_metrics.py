@@ -157,3 +157,10 @@ def test_without_the_store_errors_are_what_is_left(served, q, monkeypatch):
     assert found["spool_broker_up",] == 0
     assert found["spool_broker_errors_total", ("error", "BrokerUnavailable")] >= 1
     assert not any(name.startswith("spool_jobs") for name, *_ in found)
+
+
+def test_an_accept_header_that_means_nothing_gets_text(sqlite_served):
+    client = sqlite_served.client("read")
+    for accept in ("application/openmetrics-text; version=x.y", "text/plain; version=", ";;=,"):
+        answer = client.get("/metrics", headers={"Accept": accept})
+        assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/plain"), accept

@@ -10,21 +10,27 @@ import socket
 import ssl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
+import msgspec
 import pytest
 import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
-from spool.broker import Load
+from spool.broker import Enqueue, Load, NewJob, Store, connect
 from spool.errors import ConfigError, SpoolError
-from spool.server import Limits, ServerSettings
+from spool.report import WorkerRow, read_row
+from spool.server import Limits, ServerSettings, session
 from spool.server import app as server_app
 from spool.server.auth import digest
 from spool.server.pages import OPEN
 from spool.server.problems import STATUS, problem_of
 from spool.server.routes import Operation
+from tests.contract.driver import Driver, jobs
 from tests.eventually import eventually
+from tests.model_state import Clock
 from tests.server.served import Served, serving
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -181,6 +187,81 @@ def test_guessing_is_slowed_down(sqlite_served):
     assert int(answer.headers["retry-after"]) > 0
 
 
+def test_guessing_at_once_is_slowed_down_as_well(sqlite_served):
+    def guess(number: int) -> int:
+        return sqlite_served.anonymous().post("/login", json={"token": f"spool_{number}_x"}).status_code
+
+    with ThreadPoolExecutor(30) as pool:
+        statuses = list(pool.map(guess, range(30)))
+
+    assert statuses.count(401) <= 12
+    assert set(statuses) == {401, 429}
+
+
+def test_who_logs_in_again_and_again_is_not_slowed_down(sqlite_served):
+    browser, token = sqlite_served.anonymous(), sqlite_served.token("read")
+    assert [browser.post("/login", json={"token": token}).status_code for _ in range(15)] == [200] * 15
+
+
+def test_a_token_has_so_many_sessions(sqlite_served, monkeypatch):
+    monkeypatch.setattr(session, "MOST", 3)
+    other, token = sqlite_served.session("read"), sqlite_served.token("read")
+    browsers = [sqlite_served.anonymous() for _ in range(5)]
+    for browser in browsers:
+        assert browser.post("/login", json={"token": token}).status_code == 200
+
+    statuses = [browser.get("/api/v1/me").status_code for browser in browsers]
+    assert sorted(statuses) == [200] * 3 + [401] * 2
+    assert statuses[-1] == 200
+    assert other.get("/api/v1/me").status_code == 200, "that of another token"
+
+
+@pytest.mark.parametrize("other", ['theme={"a": [1, 2]}', "a b=c", "=", "x[y]=1;;", 'q="un', "é=1"])
+def test_cookies_of_others_on_the_same_host_do_no_harm(sqlite_served, other):
+    value = sqlite_served.session("read").cookies["spool_session"]
+    for cookies in (f"{other}; spool_session={value}", f"spool_session={value}; {other}"):
+        answer = sqlite_served.anonymous().get("/api/v1/me", headers={"Cookie": cookies.encode()})
+        assert answer.status_code == 200, cookies
+
+
+def test_what_anybody_may_send_is_short(sqlite_served):
+    for path in ("/login", "/logout"):
+        assert sqlite_served.anonymous().post(path, content=b"x" * 20_000).status_code == 413
+
+
+def test_what_fails_in_the_middle_is_in_the_audit_log(sqlite_served, monkeypatch):
+    async def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(sqlite_served.serving.app.services.replays, "stop", fail)
+    admin = sqlite_served.client("admin")
+
+    assert admin.post("/api/v1/dead/replays/x/stop", json={}).status_code == 500
+
+    (entry,) = admin.get("/api/v1/audit").json()["items"]
+    assert (entry["action"], entry["status"]) == ("POST /api/v1/dead/replays/{replay}/stop", 500)
+
+
+def test_replays_that_begin_at_once_are_bounded_too(sqlite_served):
+    # Each replays one at once, and waits a long time for its next one.
+    many = jobs(200)
+    sqlite_served.broker.call(Enqueue("mail", many))
+    admin = sqlite_served.client("admin")
+    driver = Driver(sqlite_served.broker, Clock(), "mail")
+    driver.beat("w")
+    driver.take("w", 200)
+    driver.settle("w", *(driver.died(each.id) for each in many))
+
+    def replay(_: int) -> int:
+        asked = {"everything": True, "rate": 0.001, "wait": 0}
+        return admin.post("/api/v1/dead/replay", json=asked).status_code
+
+    with ThreadPoolExecutor(40) as pool:
+        statuses = list(pool.map(replay, range(80)))
+    assert statuses.count(202) <= 20
+    assert statuses.count(503) >= 60
+
+
 def test_a_failed_login_by_form_shows_the_page_again(sqlite_served):
     answer = sqlite_served.anonymous().post("/login", data={"token": "wrong", "next": '"><script>alert(1)</script>'})
 
@@ -215,6 +296,31 @@ def test_read_only_changes_nothing(tmp_path):
                 assert (answer.status_code, answer.json()["detail"]) == (403, "this server is read-only")
         assert client.get("/api/v1/queues").status_code == 200
         assert served.session("read").get("/api/v1/me").json()["read_only"] is True
+
+
+def test_a_token_for_one_queue_learns_nothing_of_another(sqlite_served):
+    row = WorkerRow("w", "n", "h", 1, "", "", 0, 0, ["mail", "secret"], 1, 0, 10_000, 0, False, "1", "3")
+    sqlite_served.broker.call(Store("worker", "w", msgspec.json.encode(row)))
+    sqlite_served.broker.call(Enqueue("secret", [NewJob("there", b"")]))
+    token = sqlite_served.token("operate", "work", queues=["mail"])
+    client = sqlite_served.client_of(token)
+    eventually(lambda: client.get("/api/v1/me").status_code == 200)
+
+    (worker,) = client.get("/api/v1/workers").json()["items"]
+    assert worker["row"]["queues"] == ["mail"]
+    assert client.get("/api/v1/workers/w").json()["worker"]["row"]["queues"] == ["mail"]
+    with client.stream("GET", "/api/v1/live/events") as answer:
+        snapshot = next(line for line in answer.iter_lines() if line.startswith("data: "))
+    assert "secret" not in snapshot
+    broker = connect(sqlite_served.url.replace("://", f"://:{token}@"))
+    (document,) = broker.call(Load("worker")).documents
+    assert read_row(document.body).queues == ["mail"]
+    broker.close()
+    for id in ("there", "not-there"):
+        asked = {"id": [f"secret/{id}"]}
+        answers = [client.get(f"/api/v1/{path}", params=asked) for path in ("jobs", "dead")]
+        answers += [client.post(f"/api/v1/dead/{path}", json=asked) for path in ("delete", "replay")]
+        assert [answer.status_code for answer in answers] == [403] * 4, "whether there is such a job or not"
 
 
 # 2. From where: pages of another origin
@@ -268,6 +374,30 @@ def test_json_has_to_say_that_it_is(sqlite_served):
         assert answer.status_code == 415, media
     answer = client.delete("/api/v1/jobs/q/x", headers={"Content-Type": "text/plain"})
     assert answer.status_code == 404, "no body, no type"
+
+
+def test_a_path_says_what_may_be_done_there(sqlite_served):
+    client = sqlite_served.client("admin")
+
+    for path, allowed in (
+        ("/api/v1/jobs", "GET, HEAD, OPTIONS, POST"),
+        ("/api/v1/jobs/batch", "OPTIONS, POST"),
+        ("/api/v1/live", "GET, HEAD, OPTIONS"),  # a WebSocket begins with a GET
+        ("/healthz", "GET, HEAD, OPTIONS"),
+    ):
+        answers = [client.options(path), client.request("PATCH", path)]
+        assert [answer.status_code for answer in answers] == [204, 405]
+        assert [answer.headers["allow"] for answer in answers] == [allowed] * 2
+        assert "content-length" not in answers[0].headers
+
+
+def test_a_file_is_known_again_also_through_a_proxy_that_compresses(sqlite_served):
+    client = sqlite_served.anonymous()
+    etag = client.get("/static/style.css").headers["etag"]
+
+    for known in (etag, f"W/{etag}", f'"other", W/{etag}'):
+        assert client.get("/static/style.css", headers={"If-None-Match": known}).status_code == 304
+    assert client.get("/static/style.css", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
 def test_no_other_origin_is_let_read(sqlite_served):
@@ -417,6 +547,36 @@ def test_a_message_that_is_too_large_ends_a_websocket(echoing):
             websocket.recv(timeout=10)
 
 
+def test_a_refused_websocket_is_no_error_of_the_server(echoing, caplog):
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        with pytest.raises(InvalidStatus):
+            dial(echoing, additional_headers=headers)
+
+    eventually(lambda: not echoing.serving._server.server_state.tasks)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+def test_a_websocket_whose_client_does_not_read_ends(tmp_path, monkeypatch):
+    async def flood(ask) -> None:
+        from starlette.websockets import WebSocket
+
+        websocket = WebSocket(*ask.asgi)
+        await websocket.accept()
+        while True:
+            await websocket.send_text("x" * 1_000_000)
+
+    class Module:
+        ROUTES = (Operation("WEBSOCKET", "/flood", flood, "read", "Flood", queues=True),)
+
+    monkeypatch.setattr(server_app, "MODULES", (*server_app.MODULES, Module))
+    with serving(store(tmp_path), limits=Limits(write=0.3)) as served:
+        headers = {"Authorization": f"Bearer {served.token('read')}"}
+        url = f"{served.url.replace('http', 'ws')}/flood"
+        with websockets.sync.client.connect(url, additional_headers=headers, ping_interval=None):
+            eventually(lambda: served.serving._server.server_state.connections)
+            eventually(lambda: not served.serving._server.server_state.connections)
+
+
 # 5. What is shown
 
 
@@ -528,6 +688,23 @@ def test_a_large_body_is_refused_before_it_is_read(small):
     assert "4,096" in announced.json()["detail"]
 
 
+def test_the_bodies_of_all_together_are_bounded(tmp_path):
+    with serving(store(tmp_path), limits=Limits(bodies=1_000_000)) as served:
+        room, client = served.serving.app.services.room, served.client("enqueue")
+        head = f"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: {client.headers['Authorization']}\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+        with raw(served) as sock:
+            sock.sendall(head.encode() + b" " * 900_000)
+            eventually(lambda: room.taken == 900_000)
+
+            refused = client.post("/api/v1/jobs", json=JOB | {"args": ["x" * 500_000]})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert client.post("/api/v1/jobs", json=JOB).status_code == 201, "a small one"
+        eventually(lambda: room.taken == 0)
+        assert client.post("/api/v1/jobs", json=JOB | {"args": ["x" * 500_000]}).status_code == 201
+        assert room.taken == 0
+
+
 def test_a_compressed_body_is_refused(small):
     answer = small.client("enqueue").post("/api/v1/jobs", content=b"x", headers={"Content-Encoding": "gzip"})
 
@@ -564,6 +741,47 @@ def test_who_takes_too_long_is_not_waited_for(small, sent, expected):
     with raw(small) as sock:
         sock.sendall(sent)
         assert expected in rest(sock)
+
+
+def drips(sock: socket.socket, drip: bytes) -> bytes:
+    """Send a little whenever nothing comes, for as long as the server bears it; return what came."""
+    found, sent = b"", 0
+    sock.settimeout(0.1)
+    with suppress(ConnectionResetError, BrokenPipeError):
+        while True:
+            try:
+                if not (data := sock.recv(1_000_000)):
+                    break
+                found += data
+            except TimeoutError:
+                assert sent < 50, "it goes on for ever"
+                sock.sendall(drip)
+                sent += 1
+    return found
+
+
+def test_empty_lines_keep_no_connection(small):
+    with raw(small) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in drips(sock, b"\r\n")
+
+
+def test_a_client_that_reads_at_last_is_timed_as_before(tmp_path):
+    limits = Limits(begin=3, idle=1, write=30)
+    with serving(store(tmp_path), limits=limits) as served:
+        client = served.client("operate")
+        for _ in range(16):
+            client.post("/api/v1/jobs", json=JOB | {"args": ["x" * 500_000]})
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", served.serving.port))
+            bearer = client.headers["Authorization"]
+            sock.sendall(f"GET /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: {bearer}\r\n\r\n".encode())
+            wardens = served.serving._server.config.http.args[0]
+            connection = eventually(lambda: next((each for each in list(wardens.open) if each.flow.write_paused), None))
+            sock.sendall(b"GET /healthz HTTP/1.1\r\n")
+            eventually(lambda: connection._reading_head)
+            drips(sock, b"X: y\r\n")
 
 
 def test_too_many_connections_cost_those_that_are_idle(small):

@@ -9,6 +9,7 @@ import msgspec
 
 from spool.broker.verbs import Verb
 from spool.errors import ConfigError
+from spool.job import Number
 
 MAX_LINES: Final = 200
 """Log lines that are kept of a job."""
@@ -26,10 +27,10 @@ class JobNote(msgspec.Struct, frozen=True, gc=False):
     """
 
     id: str
-    fence: int
-    first: int = 0
+    fence: Number
+    first: Number = 0
     lines: Sequence[bytes] = ()
-    step: int = 0
+    step: Number = 0
     progress: bytes = b""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Final, Generic, Literal, TypeVar
 import msgspec
 
 from spool.errors import ConfigError
-from spool.job import LANES, PRIORITIES, Snapshot, State
+from spool.job import LANES, PRIORITIES, Number, Snapshot, State
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -24,9 +24,9 @@ class NewJob(msgspec.Struct, frozen=True, gc=False):
     record: bytes
     priority: int = 2
     lane: int = 0
-    delay: int = 0
+    delay: Number = 0
     """Milliseconds from now by the store's clock; 0 is ready at once."""
-    due: int = 0
+    due: Number = 0
     """Or the wall-clock time, which counts if both are given; a past one is ready at once. 0 is none."""
     fingerprint: str = ""
 
@@ -98,7 +98,7 @@ class Find(Verb[Found], frozen=True):
     queue: str
     state: State
     cursor: str = ""
-    limit: int = 100
+    limit: Number = 100
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -110,7 +110,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     """
 
     reason: str = ""
-    ttl: int = 3_600_000
+    ttl: Number = 3_600_000
 
 
 MAX_REASON: Final = 4 * 1024
@@ -166,10 +166,10 @@ class Heartbeat(msgspec.Struct, frozen=True):
     """One incarnation's sign of life on one queue."""
 
     incarnation: str
-    lease: int = 10_000
+    lease: Number = 10_000
     tasks: tuple[str, ...] | None = None
     """The names it can run: given in the first beat, and again when they change or the reply asks for them."""
-    claim_seq: int = 0
+    claim_seq: Number = 0
     held_ids: tuple[str, ...] | None = None
     """With ``claim_seq`` (of the last answered claim), asks to reconcile by id."""
 
@@ -273,10 +273,10 @@ class Claim(Verb[Claimed], frozen=True):
 
     queue: str
     incarnation: str
-    seq: int
-    slots: tuple[int, int] = (1, 0)
+    seq: Number
+    slots: tuple[Number, Number] = (1, 0)
     trial: bool = False
-    unroutable_after: int = 0
+    unroutable_after: Number = 0
     even: bool = False
     wait: float = 0.0
 
@@ -290,43 +290,43 @@ class Done(msgspec.Struct, frozen=True, gc=False, tag=True):
     """The attempt succeeded: ``ending`` (an encoded `Ending`) is kept for ``ttl`` ms, and everything else goes."""
 
     id: str
-    fence: int
+    fence: Number
     ending: bytes
-    ttl: int = 3_600_000
+    ttl: Number = 3_600_000
 
 
 class Cancelled(msgspec.Struct, frozen=True, gc=False, tag=True):
     """The job is cancelled: otherwise as `Done`."""
 
     id: str
-    fence: int
+    fence: Number
     ending: bytes
-    ttl: int = 3_600_000
+    ttl: Number = 3_600_000
 
 
 class Retried(msgspec.Struct, frozen=True, gc=False, tag=True):
     """The attempt failed and the job is to run again: scheduled for now + ``delay``, with the tally given."""
 
     id: str
-    fence: int
+    fence: Number
     tally: str
-    delay: int
+    delay: Number
 
 
 class Released(msgspec.Struct, frozen=True, gc=False, tag=True):
     """The job is handed back, no failure counted: scheduled for now + ``delay``, or at 0 ready in its old place."""
 
     id: str
-    fence: int
+    fence: Number
     tally: str
-    delay: int = 0
+    delay: Number = 0
 
 
 class Died(msgspec.Struct, frozen=True, gc=False, tag=True):
     """The attempts are spent: dead, with the tally given; the record is kept."""
 
     id: str
-    fence: int
+    fence: Number
     tally: str
 
 
@@ -354,7 +354,7 @@ class Settle(Verb[Settled], frozen=True):
 
     queue: str
     incarnation: str
-    seq: int
+    seq: Number
     settlements: Sequence[Settlement]
     metrics: bytes = b""
 
@@ -450,7 +450,7 @@ class Watch(Verb[Watched], frozen=True):
 
     queue: str
     cursor: str = ""
-    limit: int = 1000
+    limit: Number = 1000
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -475,7 +475,7 @@ class Load(Verb[Loaded], frozen=True):
     kind: str
     cursor: str = ""
     """A key: the list begins with the next one."""
-    limit: int = 1000
+    limit: Number = 1000
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -495,6 +495,6 @@ class Store(Verb[Stored], frozen=True):
     kind: str
     key: str
     body: bytes | None
-    ttl: int = 0
-    if_version: int | None = None
+    ttl: Number = 0
+    if_version: Number | None = None
     others: dict[str, bytes] = {}

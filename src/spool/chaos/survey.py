@@ -10,7 +10,8 @@ import msgspec
 
 from spool.broker import Broker, Find, Get, QueueStats, Stats, Verb
 from spool.errors import BrokerUnavailable
-from spool.job import Job, State, view
+from spool.job import State
+from spool.view import Job, view
 
 R = TypeVar("R")
 

@@ -13,9 +13,10 @@ import click
 from spool.catalogue import Catalogue
 from spool.cli.output import console, moment, print_json, print_table, printable
 from spool.cli.store import client, filtered, json_option, url_option
-from spool.job import Job, State
+from spool.job import State
 from spool.selection import CANCELLABLE, DELETABLE, Selection
 from spool.selection.criteria import StateName
+from spool.view import Job
 
 if TYPE_CHECKING:
     from rich.progress import Progress

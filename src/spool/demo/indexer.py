@@ -17,8 +17,9 @@ from spool.broker.scratch import scratch
 from spool.demo.files import Facts, Failure, Totals, walk
 from spool.demo.tasks import QUEUE, analyse_file, app
 from spool.errors import ConfigError, StoreCorrupt
-from spool.job import Snapshot, State, read_ending, view
+from spool.job import Snapshot, State, read_ending
 from spool.supervisor import Fleet, WorkerOptions
+from spool.view import view
 
 #: Jobs in the store at a time, and with them what the demo holds in memory. Must stay below the 10,000 endings that a
 #: broker lists.

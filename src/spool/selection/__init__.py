@@ -10,12 +10,13 @@ import msgspec
 from spool.broker import Act, Delete, QueueStats, Replay, Stats, Verb, cancellation
 from spool.errors import ConfigError, SyncInLoop
 from spool.grouping import ErrorGroups, Grouping
-from spool.job import Job, State
+from spool.job import State
 from spool.selection.criteria import Criteria
 from spool.selection.pace import Pace
 from spool.selection.walk import Page, Steps, Walk, arun, run
 from spool.settings import check_count
 from spool.task import Client
+from spool.view import Job
 
 OnProgress = Callable[[int, int], None]
 

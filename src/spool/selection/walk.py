@@ -16,8 +16,9 @@ import msgspec
 
 from spool.broker import Broker, Find, Get, Load, Loaded, Verb
 from spool.errors import ConfigError, JobNotFound
-from spool.job import Job, State, view
+from spool.job import State
 from spool.selection.criteria import Criteria
+from spool.view import Job, view
 
 T = TypeVar("T")
 

@@ -10,6 +10,7 @@ middleware of Starlette's would add a tenth to that for each.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -90,7 +91,6 @@ class App:
     def __init__(self, services: Services, operations: Sequence[Operation]) -> None:
         self.services = services
         self.operations = operations
-        self._under_way = 0
         paths: dict[str, dict[str, _Endpoint]] = {}
         for operation in operations:
             method = paths.setdefault(operation.path, {})
@@ -116,10 +116,11 @@ class App:
             await self._websocket(scope, receive, send)
 
     async def _http(self, scope: Any, receive: Any, send: Send) -> None:
-        if self._under_way >= self.services.settings.limits.requests:
+        services = self.services
+        if services.under_way >= services.settings.limits.requests:
             await _send_problem(send, Refused(503, "too many requests are under way", ((b"retry-after", b"1"),)))
             return
-        self._under_way += 1
+        services.under_way += 1
         try:
             await self._dispatch(scope, receive, send)
         except Refused as refusal:
@@ -135,7 +136,8 @@ class App:
             logger.exception("%s %r failed", scope["method"], scope["path"])
             await _send_problem(send, Refused(500, "the server's log says more"))
         finally:
-            self._under_way -= 1
+            services.under_way -= 1
+            services.room.give_back(scope)
 
     async def _show_login(self, scope: Any, send: Send) -> None:
         query = scope.get("query_string", b"").decode("latin-1")
@@ -200,9 +202,8 @@ class _Path:
     def __init__(self, app: App, methods: Mapping[str, _Endpoint]) -> None:
         self._app = app
         self._methods = methods
-        self._allow = ", ".join(
-            sorted({"GET" if each == "WEBSOCKET" else each for each in methods} | {"HEAD", "OPTIONS"})
-        )
+        allowed = {"GET" if each == "WEBSOCKET" else each for each in methods}
+        self._allow = ", ".join(sorted({*allowed, *(("HEAD",) if "GET" in allowed else ()), "OPTIONS"}))
         self._open = any(endpoint.operation.scope is None for endpoint in methods.values())
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
@@ -248,7 +249,7 @@ class _Endpoint:
         query = None if self._query is None else self._query.read(scope.get("query_string", b""))
         body: Any = None
         if not self._safe and operation.method != "WEBSOCKET":
-            body = await self._body(receive, headers)
+            body = await self._body(scope, receive)
         ask = Ask(services, operation, caller, path, headers, query, body, (scope, receive, send))
         if operation.method == "WEBSOCKET":
             await self._handler(ask)
@@ -276,8 +277,9 @@ class _Endpoint:
             raise Refused(403, "this token is for some queues only")
         return caller
 
-    async def _body(self, receive: Any, headers: Mapping[bytes, bytes]) -> Any:
-        body = await read_body(receive, headers, self._max_body)
+    async def _body(self, scope: Any, receive: Any) -> Any:
+        headers: Mapping[bytes, bytes] = scope["spool"]
+        body = await read_body(receive, scope, self._max_body, self._services.room)
         if not self._takes_json:
             if self.operation.media != "*/*":
                 _check_type(headers, self.operation.media)
@@ -298,6 +300,9 @@ class _Endpoint:
         except (Refused, SpoolError) as error:
             problem = error.problem if isinstance(error, Refused) else problem_of(error)
             await note(status=problem.status, detail=problem.detail)
+            raise
+        except (Exception, asyncio.CancelledError):  # the latter when the server ends: part of it may have been done
+            await note(status=500, detail=f"it was cut short: {_detail(ask)}")
             raise
         status = answer.status if isinstance(answer, Reply) else 0
         await note(status=status or self.operation.status, detail=_detail(ask))
@@ -420,7 +425,9 @@ def _plain(value: Any, depth: int) -> Any:
 
 async def _send(send: Send, status: int, content: bytes, headers: Headers, media: bytes) -> None:
     ours = _PAGE if media.startswith(b"text/html") else _DATA
-    head = [(b"content-length", b"%d" % len(content)), *ours, *headers]
+    head = [*ours, *headers]
+    if status != 204:  # which has none, not even one of 0
+        head.append((b"content-length", b"%d" % len(content)))
     if media:
         head.append((b"content-type", media))
     await send({"type": "http.response.start", "status": status, "headers": head})

@@ -92,12 +92,15 @@ class Audit:
                 return
 
     async def flush(self) -> None:
-        """Write the sums."""
-        sums, self._sums = self._sums, {}
-        for (id, name, action, queue), count in sums.items():
-            who = Principal(id, name, frozenset())
+        """Write the sums. Those that were not written stay for the next time."""
+        for key in list(self._sums):
+            id, name, action, queue = key
             now = (await self._broker.acall(Load("server"))).now
-            await self._write(Entry(now, who.name, who.id, "", action, queue, 200, count=count))
+            count = self._sums[key]
+            await self._write(Entry(now, name, id, "", action, queue, 200, count=count))
+            self._sums[key] -= count  # more may have come meanwhile
+            if not self._sums[key]:
+                del self._sums[key]
 
     async def page(self, cursor: str, limit: int) -> tuple[list[Entry], str]:
         """Return entries, the latest first, and the cursor of the next page."""

@@ -40,7 +40,7 @@ def select(ask: Ask[Any, Any], by: Chosen, states: Sequence[State] | None) -> Se
 
     Refuses (403) a queue that is not the caller's, and (422) a time that no calendar has. Raises `ConfigError`.
     """
-    for queue in by.queue:
+    for queue in (*by.queue, *_queues_of(by.id)):
         ask.check_queue(queue)
     own = ask.principal.queues
     return ask.services.app.jobs(
@@ -52,6 +52,11 @@ def select(ask: Ask[Any, Any], by: Chosen, states: Sequence[State] | None) -> Se
         since=_moment(by.since),
         until=_moment(by.until),
     )
+
+
+def _queues_of(ids: list[str]) -> list[str]:
+    """Return the queues that ids name, as ``queue/id``."""
+    return [queue for queue, slash, _ in (id.rpartition("/") for id in ids) if slash]
 
 
 def _moment(at: float | None) -> dt.datetime | None:

@@ -37,13 +37,26 @@ class Documents(Generic[T]):
         while found is None and self._at < asked:
             await asyncio.sleep(max(0.0, self._at + AGAIN - time.monotonic()))
             if self._at < asked:  # else somebody else has read them meanwhile
-                await self.refresh()
+                await self._join()
             found = self._rows.get(key)
         return found
 
     def held(self, key: str) -> T | None:
         """Return one without asking the store; None if that has to be done."""
-        return self._rows.get(key) if time.monotonic() - self._at <= FRESH else None
+        return self._rows.get(key) if self.fresh else None
+
+    def last(self, key: str) -> T | None:
+        """Return one as it was read last, whenever that was."""
+        return self._rows.get(key)
+
+    def keys(self) -> list[str]:
+        """Return the keys as they were read last."""
+        return sorted(self._rows)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether what was read is taken for what is there."""
+        return time.monotonic() - self._at <= FRESH
 
     async def all(self) -> dict[str, T]:
         """Return all of them, as they are now."""
@@ -52,8 +65,8 @@ class Documents(Generic[T]):
 
     async def recent(self) -> dict[str, T]:
         """Return all of them, as they were within the last `FRESH` seconds."""
-        if time.monotonic() - self._at > FRESH:
-            await self.refresh()
+        if not self.fresh:
+            await self._join()
         return self._rows
 
     def now(self) -> float:
@@ -61,7 +74,13 @@ class Documents(Generic[T]):
         return self._clock + (time.monotonic() - self._at) * 1000
 
     async def refresh(self) -> None:
-        """Read them anew; many who ask at once share one reading."""
+        """Read them as they are now, with all that was written before; many who ask at once share one reading."""
+        asked = time.monotonic()
+        while self._at < asked:  # what is being read by now may have been read before that was written
+            await self._join()
+
+    async def _join(self) -> None:
+        """Wait for the reading under way, or for a new one."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._refresh(), name=f"spool-read-{self._kind}")
             self._reading.add_done_callback(self._over)
@@ -75,13 +94,14 @@ class Documents(Generic[T]):
     async def _refresh(self) -> None:
         begun = time.monotonic()
         rows: dict[str, T] = {}
+        clock = self._clock
         async for document, now in load(self._broker, self._kind):
-            self._clock = now
+            clock = now
             try:
                 rows[document.key] = self._read(document.body)
             except StoreCorrupt:
                 continue
-        self._rows, self._at = rows, begun
+        self._rows, self._at, self._clock = rows, begun, clock
 
 
 async def load(broker: Broker, kind: str, cursor: str = "") -> AsyncIterator[tuple[Document, int]]:

@@ -121,11 +121,11 @@ class Rate:
         if seconds := self.wait(key):
             raise too_many(seconds)
 
-    def spent(self, key: str) -> float:
-        """Return 0, or the seconds until there is room for one. Counts nothing."""
-        left, at = self._left.get(key, (self._burst, 0.0))
-        left = min(self._burst, left + (time.monotonic() - at) * self._per_second)
-        return 0.0 if left >= 1 else (1 - left) / self._per_second
+    def give_back(self, key: str) -> None:
+        """Take one that was counted for none."""
+        if key in self._left:
+            left, at = self._left[key]
+            self._left[key] = (left + 1, at)
 
 
 def too_many(seconds: float) -> Refused:
@@ -134,8 +134,28 @@ def too_many(seconds: float) -> Refused:
     return Refused(429, f"too many requests: come again in {after} s", ((b"retry-after", b"%d" % after),))
 
 
-async def read_body(receive: Any, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+class Room:
+    """Bytes of bodies that are in memory, of all requests together; those that come in one piece are not counted."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+
+    def take(self, scope: Any, size: int) -> None:
+        """Count for a request, until it gives all back, or refuse it (503)."""
+        if self.taken + size > self._most:
+            raise Refused(503, "too much is being sent at once", ((b"retry-after", b"1"), (b"connection", b"close")))
+        self.taken += size
+        scope["spool.room"] = scope.get("spool.room", 0) + size
+
+    def give_back(self, scope: Any) -> None:
+        """Count no more what a request took."""
+        self.taken -= scope.pop("spool.room", 0)
+
+
+async def read_body(receive: Any, scope: Any, limit: int, room: Room) -> bytes:
     """Return the body. Refuses one that is larger than ``limit`` as soon as that can be told."""
+    headers: Mapping[bytes, bytes] = scope["spool"]
     announced = headers.get(b"content-length", b"")
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(limit)
@@ -148,6 +168,7 @@ async def read_body(receive: Any, headers: Mapping[bytes, bytes], limit: int) ->
             raise _too_large(limit)
         return body
     parts, size = [body], len(body)
+    room.take(scope, size)
     while message.get("more_body"):
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -156,6 +177,7 @@ async def read_body(receive: Any, headers: Mapping[bytes, bytes], limit: int) ->
         size += len(parts[-1])
         if size > limit:
             raise _too_large(limit)
+        room.take(scope, len(parts[-1]))
     return b"".join(parts)
 
 

@@ -162,11 +162,11 @@ class Sight:
 
     def _seen(self, watch: Watch) -> Tree:
         queues = {name: each for name, each in watch.queues.items() if self.sees(name)}
-        workers = {
-            name: {key: value for key, value in each.items() if key != "now"}
-            for name, each in watch.workers.items()
-            if any(map(self.sees, each["row"]["queues"]))
-        }
+        workers: Tree = {}
+        for name, each in watch.workers.items():
+            if mine := [queue for queue in each["row"]["queues"] if self.sees(queue)]:
+                workers[name] = {key: value for key, value in each.items() if key != "now"}
+                workers[name]["row"] = {**each["row"], "queues": mine}
         store: Tree = {"up": not watch.trouble, "trouble": watch.trouble}
         return {"version": __version__, "store": store, "queues": queues, "workers": workers, **self._slow}
 
@@ -247,13 +247,14 @@ class Hub:
             turn += 1
             self._drop_stuck()
             took = time.monotonic() - begun
-            await asyncio.sleep(max(PERIOD - took, SHARE * took))
+            # To wait for a store that does not answer is no work, and it is to be seen at once when it does.
+            await asyncio.sleep(PERIOD if self._watch.trouble else max(PERIOD - took, SHARE * took))
 
     async def _turn(self, turn: int) -> None:
         events = [plain(event) for event in await self._watch.look(more=turn % 2 == 0)]
         for sight in list(self._sights.values()):
             # Half a turn of the slow parts each second; a sight that is new has all at once.
-            if turn % 2 == 1 or not sight.ready:
+            if (turn % 2 == 1 or not sight.ready) and not self._watch.trouble:
                 with suppress(SpoolError):  # the store's trouble is told by the look
                     await sight.refresh(self._watch)
             sight.update(self._watch, events)

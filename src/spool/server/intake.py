@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -25,7 +25,11 @@ from spool.settings import MAX_SECONDS, check_durability, check_priority, checke
 CHUNK_JOBS: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024
 _MAX_CRASHES: Final = 3
+_COMPARED: Final = 300
+"""Tasks that a name which is none is compared with, at 10 µs each."""
 
+MAX_MOMENT: Final = 253_402_300_799_999
+"""The end of the year 9999, beyond which few calendars go."""
 _Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 
 
@@ -43,7 +47,7 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: Name | None = None
     id: Name | None = None
     delay: _Seconds | None = None
-    at: Whole | None = None
+    at: Annotated[float, Meta(ge=0, le=MAX_MOMENT, multiple_of=1)] | None = None
     priority: Priority | None = None
     retries: Whole | None = None
     timeout: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] | None = None
@@ -115,16 +119,29 @@ class Intake:
             self._known, self._catalogue = known, catalogue
         return self._catalogue
 
-    async def seal(self, request: JobRequest) -> tuple[str, NewJob]:
-        """Return the queue and the job of a request. Raises `ConfigError`, `TaskError` or `PayloadError`."""
+    def ready(self, request: JobRequest) -> bool:
+        """Whether the tasks need not be read before this is sealed."""
+        return self._tasks.fresh and (request.queue is not None or self._tasks.last(request.task) is not None)
+
+    async def look_for(self, requests: Iterable[JobRequest]) -> None:
+        """Read the tasks before these are sealed: anew, but once for all, where one is not there."""
+        known = await self._tasks.recent()
+        missing = next((each.task for each in requests if each.queue is None and each.task not in known), None)
+        if missing is not None:
+            await self._tasks.get(missing)
+
+    def seal(self, request: JobRequest, *, hint: bool = True) -> tuple[str, NewJob]:
+        """Return the queue and the job of a request, by the tasks as they were read last.
+
+        Of a task that is not known it is said, with ``hint``, which one may have been meant.
+        Raises `ConfigError`, `TaskError` or `PayloadError`.
+        """
         name = request.task
-        known = self._tasks.held(name)
-        if known is None:
-            known = await self._tasks.get(name) if request.queue is None else (await self._tasks.recent()).get(name)
+        known = self._tasks.last(name)
         row, signature = (None, None) if known is None else (known.row, known.signature)
         if row is None or signature is None:
             if request.queue is None:
-                raise await self._unknown(name)
+                raise self._unknown(name, hint=hint)
             check_name("task", name)
             row, signature = TaskRow(name, "", 2, 0, _MAX_CRASHES, []), signature_of(name, _ANY)
         queue = row.queue if request.queue is None else check_name("queue", request.queue)
@@ -165,10 +182,10 @@ class Intake:
             fingerprint,
         )
 
-    async def _unknown(self, name: str) -> TaskUnknown:
+    def _unknown(self, name: str, *, hint: bool) -> TaskUnknown:
         import difflib
 
-        known = list(await self._tasks.all())
+        known = self._tasks.keys()[:_COMPARED] if hint else []
         near = difflib.get_close_matches(name[:200], known, 3, 0.5) or sorted(known)[:10]
         listed = f"; it may be {', '.join(near)}" if near else ""
         return TaskUnknown(
@@ -214,16 +231,14 @@ class _Line:
     def _take(self) -> dict[str, tuple[NewJob, asyncio.Future[bool | None]]]:
         """Take what goes out next: neither too many nor too large, and no id twice: each gets its own answer."""
         taken: dict[str, tuple[NewJob, asyncio.Future[bool | None]]] = {}
-        left: list[tuple[NewJob, asyncio.Future[bool | None]]] = []
         size = 0
         for each in self._waiting:
             job = each[0]
-            if left or len(taken) == CHUNK_JOBS or job.id in taken or (taken and size + len(job.record) > CHUNK_BYTES):
-                left.append(each)
-            else:
-                taken[job.id] = each
-                size += len(job.record)
-        self._waiting = left
+            if len(taken) == CHUNK_JOBS or job.id in taken or (taken and size + len(job.record) > CHUNK_BYTES):
+                break
+            taken[job.id] = each
+            size += len(job.record)
+        del self._waiting[: len(taken)]
         return taken
 
     async def _send(self, taken: dict[str, tuple[NewJob, asyncio.Future[bool | None]]]) -> None:

@@ -11,14 +11,17 @@ from msgspec import Meta
 
 from spool.broker import Act, Delete, Get, Replay, cancellation
 from spool.catalogue import Catalogue
-from spool.errors import JobConflict, JobNotFound, SpoolError
-from spool.job import Job, LogLine, Progress, Snapshot, State, view
+from spool.errors import JobConflict, JobNotFound, SpoolError, TaskUnknown
+from spool.job import LogLine, Progress, Snapshot, State
 from spool.server.chosen import Chosen, select
 from spool.server.intake import JobRequest
 from spool.server.problems import Problem, Refused, problem_of
 from spool.server.routes import Ask, Operation, Reply
+from spool.view import Job, view
 
 LONGEST_WAIT: Final = 60.0
+_HINTS: Final = 10
+"""Unknown tasks of a batch for which it is said what may have been meant."""
 
 
 class Enqueued(msgspec.Struct, frozen=True):
@@ -121,7 +124,9 @@ class Acted(msgspec.Struct, frozen=True):
 async def enqueue(ask: Ask[None, JobRequest]) -> Any:
     """Store one job."""
     services, request = ask.services, ask.body
-    queue, job = await services.intake.seal(request)
+    if not services.intake.ready(request):
+        await services.intake.look_for([request])
+    queue, job = services.intake.seal(request)
     ask.check_queue(queue)
     created = await services.intake.put(queue, job, request.durability)
     if created is None:
@@ -146,12 +151,18 @@ async def enqueue_many(ask: Ask[None, BatchRequest]) -> Batch:
         raise Refused(413, f"a batch has at most {most:,} jobs, not {len(requests):,}")
     items: list[BatchItem | None] = [None] * len(requests)
     pending: list[tuple[int, str, str, asyncio.Future[bool | None]]] = []
-    for index, raw in enumerate(requests):
+    decoded = [_decoded(raw) for raw in requests]
+    await ask.services.intake.look_for([each for each in decoded if isinstance(each, JobRequest)])
+    unknown = 0
+    for index, request in enumerate(decoded):
+        if not isinstance(request, JobRequest):
+            items[index] = BatchItem(created=False, error=request)
+            continue
         try:
-            request = _decode_request(raw)
-            queue, job = await ask.services.intake.seal(request)
+            queue, job = ask.services.intake.seal(request, hint=unknown < _HINTS)
             ask.check_queue(queue)
-        except (SpoolError, Refused, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (SpoolError, Refused) as error:
+            unknown += isinstance(error, TaskUnknown)
             items[index] = BatchItem(created=False, error=_problem(error))
         else:
             pending.append((index, queue, job.id, ask.services.intake.put(queue, job, request.durability)))
@@ -177,10 +188,15 @@ async def _outcome(queue: str, id: str, future: asyncio.Future[bool | None]) -> 
     return BatchItem(queue, id, created)
 
 
-def _problem(error: Exception) -> Problem:
-    if isinstance(error, Refused):
-        return error.problem
-    return problem_of(error) if isinstance(error, SpoolError) else Refused(400, str(error)).problem
+def _decoded(raw: msgspec.Raw) -> JobRequest | Problem:
+    try:
+        return _decode_request(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Refused(400, str(error)).problem
+
+
+def _problem(error: SpoolError | Refused) -> Problem:
+    return error.problem if isinstance(error, Refused) else problem_of(error)
 
 
 async def find(ask: Ask[Any, None], states: Sequence[State]) -> Jobs:
@@ -230,14 +246,16 @@ async def _ended(ask: Ask[ResultQuery, None], snapshot: Snapshot) -> Snapshot:
     services.waits += 1
     waiting = asyncio.ensure_future(services.broker.aended(snapshot.queue, snapshot.id, ask.query.wait))
     gone = asyncio.ensure_future(_gone(ask.asgi[1]))
+    stop = asyncio.ensure_future(services.stopping.wait())
     try:
-        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
+        with services.resting():
+            await asyncio.wait((waiting, gone, stop), return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not waiting.done():
             raise Refused(400, "the client went away")
-        return waiting.result() or await look_up(ask)
+        return (waiting.result() if waiting.done() else None) or await look_up(ask)
     finally:
         services.waits -= 1
-        for task in (waiting, gone):
+        for task in (waiting, gone, stop):
             task.cancel()
 
 

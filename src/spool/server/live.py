@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
+from spool.errors import BrokerError
 from spool.server.guard import Rate
 from spool.server.hub import Client
 from spool.server.messages import LiveMessage, LiveResync
@@ -54,8 +55,7 @@ async def live(ask: Ask[None, None]) -> None:
     hearing = asyncio.ensure_future(_hear(client, receive))
     try:
         await asyncio.wait((sending, hearing), return_when=asyncio.FIRST_COMPLETED)
-        code = _REFUSED if hearing.done() and hearing.result() else OVER if sending.done() else 0
-        if code:
+        if code := _REFUSED if hearing.done() and hearing.result() else OVER if _over(sending) else 0:
             await send({"type": "websocket.close", "code": code})
     finally:
         hub.leave(client)
@@ -71,11 +71,19 @@ async def _send_all(ask: Ask[None, None], client: Client, write: Any) -> None:
         text = await client.take()
         client.sending = time.monotonic()
         if client.sending - checked > RECHECK:
-            if not await ask.still_allowed():
-                return
-            checked = time.monotonic()
+            with suppress(BrokerError):  # who cannot ask the store is told so by what is sent, and asks again
+                if not await ask.still_allowed():
+                    return
+                checked = time.monotonic()
         await write(text)
         client.sending = 0.0
+
+
+def _over(sending: asyncio.Future[None]) -> bool:
+    """Whether a client may not listen any more. Raises what went wrong."""
+    if sending.done():
+        sending.result()
+    return sending.done()
 
 
 async def _hear(client: Client, receive: Any) -> bool:
@@ -99,9 +107,12 @@ async def events(ask: Ask[None, None]) -> Any:
     if ask.services.hub.full:
         raise Refused(503, "too many listen", ((b"retry-after", b"5"),))
 
-    async def stream(_scope: Any, receive: Any, send: Any) -> None:
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
         head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": head})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
         client = ask.services.hub.join(ask.principal.queues)
 
         async def write(text: str) -> None:
@@ -109,15 +120,20 @@ async def events(ask: Ask[None, None]) -> Any:
 
         sending = asyncio.ensure_future(_send_all(ask, client, write))
         gone = asyncio.ensure_future(_gone(receive))
+        stop = asyncio.ensure_future(ask.services.stopping.wait())
+        tasks = (sending, gone, stop)
         try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+            with ask.services.resting():
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not gone.done():
-                await send({"type": "http.response.body", "body": b"event: over\ndata: {}\n\n"})
+                # Only where it is over for good is a client not to come back.
+                last = b"event: over\ndata: {}\n\n" if _over(sending) else b""
+                await send({"type": "http.response.body", "body": last})
         finally:
             ask.services.hub.leave(client)
-            for task in (sending, gone):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait((sending, gone))
+            await asyncio.wait(tasks)
 
     return stream
 

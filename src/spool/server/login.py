@@ -14,6 +14,8 @@ from msgspec import Meta
 from spool.server.problems import Refused
 from spool.server.routes import Ask, Operation, Reply
 
+LARGEST: Final = 16 * 1024
+"""Bytes of what anybody may send."""
 FORM: Final = "application/x-www-form-urlencoded"
 
 PAGE: Final = """<!doctype html>
@@ -87,16 +89,17 @@ async def show(ask: Ask[LoginQuery, None]) -> Reply:
 async def log_in(ask: Ask[None, bytes]) -> Reply:
     """Open a session for the holder of a token, sent by a form or as JSON ``{"token": …}``."""
     services = ask.services
-    if wait := services.failures.spent(ask.client):
+    # Counted before it is looked at: many that come at once must not all pass.
+    if wait := services.failures.wait(ask.client):
         raise Refused(429, "too many wrong tokens from there", ((b"retry-after", b"%d" % (wait + 1)),))
     form = ask.headers.get(b"content-type", b"").startswith(FORM.encode())
     token, onward = _read_form(ask.body) if form else _read_json(ask.body)
     principal = await services.tokens.verify(token)
     if principal is None:
-        services.failures.wait(ask.client)
         if form:
             return page(onward, "This token is not valid.", 401)
-        raise Refused(401, "this token is not valid")
+        raise Refused(401, "this token is not valid", ((b"www-authenticate", b"Bearer"),))
+    services.failures.give_back(ask.client)
     cookie = await services.sessions.open(principal)
     await services.audit.note(principal, client=ask.client, action="POST /login", target="/login", status=200)
     headers = ((b"set-cookie", cookie),)
@@ -152,8 +155,17 @@ ROUTES = (
         response=str,
     ),
     Operation(
-        "POST", "/login", log_in, None, "Log in", media="*/*", shown_request=Login, response=LoggedIn, mutates=False
+        "POST",
+        "/login",
+        log_in,
+        None,
+        "Log in",
+        media="*/*",
+        shown_request=Login,
+        response=LoggedIn,
+        mutates=False,
+        max_body=LARGEST,
     ),
-    Operation("POST", "/logout", log_out, None, "Log out", media="*/*", status=303, mutates=False),
+    Operation("POST", "/logout", log_out, None, "Log out", media="*/*", status=303, mutates=False, max_body=LARGEST),
     Operation("GET", "/api/v1/me", who, "read", "Whose token or session this is", response=LoggedIn, queues=True),
 )

@@ -68,7 +68,8 @@ def _served(ask: Ask[None, None], path: str) -> Any:
     file = static_files().get(path)
     if file is None:
         raise Refused(404, "there is no such file")
-    known = file.etag in (part.strip() for part in ask.headers.get(b"if-none-match", b"").split(b","))
+    there = ask.headers.get(b"if-none-match", b"").split(b",")
+    known = file.etag in (part.strip().removeprefix(b"W/") for part in there)  # a proxy that compresses weakens it
     body = b"" if known else file.content
     head = [(b"content-type", file.media), (b"etag", file.etag), (b"cache-control", b"no-cache")]
     if not known:

@@ -57,20 +57,25 @@ class Replays:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._running: dict[str, asyncio.Task[Replay]] = {}
+        self._starting = 0
 
     @property
     def busy(self) -> bool:
         """Whether this server carries out as many as it will."""
-        return len(self._running) >= MOST
+        return self._starting + len(self._running) >= MOST
 
     async def start(self, chosen: Selection, rate: float | None, who: str, wait: float) -> Replay:
         """Begin; return how it is when it ended, or after ``wait`` seconds."""
-        now = await self._now()
-        replay = Replay(new_id(), "running", who, rate, now, now)
-        await self._broker.acall(Store(KIND, replay.id, _encode(replay), TTL, if_version=0))
-        work = _Work(self._broker, replay)
-        task = asyncio.create_task(work.run(chosen), name="spool-replay")
-        self._running[replay.id] = task
+        self._starting += 1  # from here on, so that of many which begin at once none is one too many
+        try:
+            now = await self._now()
+            replay = Replay(new_id(), "running", who, rate, now, now)
+            await self._broker.acall(Store(KIND, replay.id, _encode(replay), TTL, if_version=0))
+            work = _Work(self._broker, replay)
+            task = asyncio.create_task(work.run(chosen), name="spool-replay")
+            self._running[replay.id] = task
+        finally:
+            self._starting -= 1
         task.add_done_callback(lambda _: self._running.pop(replay.id))
         await asyncio.wait((task,), timeout=wait)
         return task.result() if task.done() else work.replay

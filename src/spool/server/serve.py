@@ -26,6 +26,7 @@ from typing import Any, Final, Self
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from spool.broker import connect
 from spool.errors import ConfigError
@@ -58,7 +59,7 @@ class Wardens:
     def sweep(self) -> None:
         """End the connections that are late."""
         now = time.monotonic()
-        for connection in [each for each in self.open if each.deadline < now]:
+        for connection in [each for each in self.open if each.deadline < now or each.stalled < now]:
             connection.expire()
 
     async def run(self) -> None:
@@ -75,7 +76,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**given)
         self._wardens = wardens
         self._limits = wardens.limits
-        self.deadline = inf
+        self.deadline = self.stalled = inf
         self.idle = True
         self._refused = self._reading_head = False
         self._unread = self._head = self._count = 0
@@ -145,25 +146,27 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request; uvicorn times that."""
+        """Wait for the next request. uvicorn times that too, but for a client that sends empty lines meanwhile."""
         super().on_response_complete()
         if not self.pipeline and self in self._wardens.open:
             self.idle = True
+            if self.deadline == inf:  # else the body, which nobody wanted, is still to come
+                self.deadline = time.monotonic() + self._limits.idle
             self._wardens.open[self] = self._wardens.open.pop(self)  # idle for the shortest time: at the end
 
     def pause_writing(self) -> None:
         """Start the time for a client that does not read."""
-        self.deadline = time.monotonic() + self._limits.write
+        self.stalled = time.monotonic() + self._limits.write
         super().pause_writing()
 
     def resume_writing(self) -> None:
         """Stop it."""
-        self.deadline = inf
+        self.stalled = inf
         super().resume_writing()
 
     def expire(self) -> None:
         """End a connection that is late."""
-        self.deadline = inf
+        self.deadline = self.stalled = inf
         if self._reading_head:
             self._answer(408, "the request took too long")
         else:
@@ -179,6 +182,41 @@ class Connection(HttpToolsProtocol):
         head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head % len(problem) + problem)
         self.transport.close()
+
+
+class Upgraded(WebSocketsSansIOProtocol):
+    """A WebSocket. uvicorn's closes one whose client does not read when that has read all, and so never."""
+
+    def __init__(self, limits: Limits, **given: Any) -> None:
+        super().__init__(**given)
+        self._limits = limits
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Start the time for a client that does not read."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._limits.write, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop it."""
+        self._stop_time()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_time()
+        super().connection_lost(exc)
+
+    def _stop_time(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    async def send(self, message: Any) -> None:
+        """Send what the application says; a refusal ends the handshake, which uvicorn would call an error."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True
 
 
 def _file_limit() -> int:
@@ -242,7 +280,7 @@ class Serving:
         """Take no more connections, let requests end for up to 5 s, and return when it is over."""
         if self._loop is not None and self.app is not None and self.alive:
             with contextlib.suppress(RuntimeError):  # it has just ended
-                self._loop.call_soon_threadsafe(self.app.services.verbs.stop)
+                self._loop.call_soon_threadsafe(self.app.services.stopping.set)
         if self._server is not None:
             self._server.should_exit = True
         if self._thread.ident is not None:
@@ -295,11 +333,12 @@ class Serving:
 
 def _config(app: App, settings: ServerSettings, wardens: Wardens) -> uvicorn.Config:
     protocol: Any = partial(Connection, wardens)
+    upgraded: Any = partial(Upgraded, settings.limits)
     try:
         return uvicorn.Config(
             app,
             http=protocol,
-            ws="websockets-sansio",
+            ws=upgraded,
             ws_max_size=64 * 1024,
             ws_per_message_deflate=False,
             lifespan="on",

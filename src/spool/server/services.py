@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+
 from spool.app import Spool
 from spool.broker import Broker
 from spool.server.audit import Audit
 from spool.server.auth import Tokens
-from spool.server.guard import Doors, Rate
+from spool.server.guard import Doors, Rate, Room
 from spool.server.hub import Hub
 from spool.server.intake import Intake
 from spool.server.replays import Replays
@@ -31,7 +35,14 @@ class Services:
         self.intake = Intake(self.app)
         self.audit = Audit(broker, settings.audit_days)
         self.replays = Replays(broker)
-        self.verbs = Verbs(self.counted)  # who asks for verbs signs and encrypts for itself
+        self.stopping = asyncio.Event()
+        """Set when the server is about to end: who waits is answered, and streams end."""
+        self.room = Room(limits.bodies)
+        self.under_way = 0
+        """Requests that are being worked on."""
+        self.verbs = Verbs(
+            self.counted, self.stopping, self.resting
+        )  # who asks for verbs signs and encrypts for itself
         self.rate = Rate(limits.rate)
         self.enqueue_rate = Rate(limits.enqueue_rate)
         self.failures = Rate(limits.failures / 60, float(limits.failures))
@@ -39,3 +50,12 @@ class Services:
         self.hub = Hub(broker, self.history)
         self.waits = 0
         """Requests that wait for a result."""
+
+    @contextmanager
+    def resting(self) -> Generator[None]:
+        """Surround what only waits: it is not to keep others out, as a thousand workers would their own beats."""
+        self.under_way -= 1
+        try:
+            yield
+        finally:
+            self.under_way += 1

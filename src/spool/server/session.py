@@ -7,7 +7,6 @@ know it, and who reads the store cannot take it over. Its rights are those that 
 from __future__ import annotations
 
 import secrets
-from http.cookies import CookieError, SimpleCookie
 from typing import Final
 
 import msgspec
@@ -20,6 +19,8 @@ from spool.server.settings import ServerSettings
 
 KIND: Final = "session"
 NAME: Final = "spool_session"
+MOST: Final = 100
+"""Sessions of one token. All are read every two seconds by each server, and a program may log in for each request."""
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -57,10 +58,17 @@ class Sessions:
         value = secrets.token_urlsafe(32)
         now = (await self._broker.acall(Load("server"))).now
         ttl = round(self._seconds * 1000)
+        await self._make_room(principal.id)
         row = SessionRow(principal.id, now, now + ttl)
         await self._broker.acall(Store(KIND, digest(value), _encode(row), ttl))
         await self._rows.refresh()
         return self._cookie(value, round(self._seconds))
+
+    async def _make_room(self, token: str) -> None:
+        """End the oldest sessions of a token that has as many as it may."""
+        theirs = sorted((row.created, key) for key, row in (await self._rows.recent()).items() if row.token == token)
+        for _, key in theirs[: max(0, len(theirs) - MOST + 1)]:
+            await self._broker.acall(Store(KIND, key, None))
 
     async def find(self, cookies: str) -> Principal | None:
         """Return whose session the cookies name, None for nobody's."""
@@ -87,11 +95,12 @@ class Sessions:
         return f"__Host-{NAME}" if self._secure else NAME
 
     def _value(self, cookies: str) -> str:
-        try:
-            found = SimpleCookie(cookies).get(self.cookie)
-        except CookieError:
-            return ""
-        return "" if found is None else found.value
+        # Not by http.cookies: it gives up at a cookie that it cannot read, and another port's are sent to us as well.
+        for each in cookies.split(";"):
+            name, _, value = each.strip().partition("=")
+            if name == self.cookie:
+                return value
+        return ""
 
     def _cookie(self, value: str, seconds: int) -> bytes:
         secure = "; Secure" if self._secure else ""

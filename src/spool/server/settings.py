@@ -15,15 +15,17 @@ LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 class Limits(msgspec.Struct, frozen=True):
     """How much a server takes before it says no. Times in seconds, sizes in bytes.
 
-    ``body`` is for JSON; an `Operation` that takes more says so itself. ``headers`` counts names and values together.
-    ``begin`` is how long the head of a request may take, ``receive`` its body, ``idle`` a connection between two
-    requests, ``write`` a client that does not read. ``connections`` open ones at most (of more, those that have been
-    idle the longest are closed), ``requests`` under way at once, ``waits`` of them waiting for results. ``rate`` is
-    requests a second of one token, ``enqueue_rate`` the same for those that enqueue or work; 0 is no limit.
-    ``failures`` a minute, of one address, to log in.
+    ``body`` is for JSON; an `Operation` that takes more says so itself; ``bodies`` is for those of all requests
+    together. ``headers`` counts names and values together. ``begin`` is how long the head of a request may take,
+    ``receive`` its body, ``idle`` a connection between two requests, ``write`` a client that does not read.
+    ``connections`` open ones at most (of more, those that have been idle the longest are closed), ``requests``
+    under way at once, without those that only wait, ``waits`` that wait for results. ``rate`` is requests a second
+    of one token, ``enqueue_rate`` the same for those that enqueue or work; 0 is no limit. ``failures`` a minute, of
+    one address, to log in.
     """
 
     body: int = 1024 * 1024
+    bodies: int = 512 * 1024 * 1024
     headers: int = 32 * 1024
     header_count: int = 100
     batch: int = 1000

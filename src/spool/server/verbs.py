@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -20,6 +20,7 @@ from spool.broker import (
     Document,
     Enqueue,
     Find,
+    Found,
     Get,
     Load,
     Loaded,
@@ -48,8 +49,9 @@ from spool.broker.http.wire import (
     spoken_here,
 )
 from spool.broker.http.wire import ROUTES as PATHS
+from spool.catalogue import Catalogue
 from spool.errors import ConfigError, SpoolError
-from spool.job import State, check_name
+from spool.job import Snapshot, State, check_name
 from spool.server.problems import Refused, problem_of
 from spool.server.routes import Ask, Operation, Reply, Scope
 from spool.server.waits import OrderWaits, WorkWaits
@@ -88,9 +90,12 @@ STORES: Final[Mapping[str, tuple[Scope, ...]]] = {"worker": ("work",), "task": (
 """The same for writing them."""
 MOST_QUEUES: Final = 100
 """Queues that one request may wait for."""
+MOST_ENDS: Final = 100_000
+"""Jobs whose ends all requests together may wait for."""
 MAX_BODY: Final = 32 * 1024 * 1024
 """Bytes of a request: the ends of 500 jobs, or a bulk enqueue, with room for large results and arguments."""
 _HEADERS: Final = ((HEADER.encode(), SPOKEN.encode()), (LIMIT_HEADER.encode(), b"%d" % MAX_BODY))
+NOTHING: Final = Catalogue(())
 ENDS: Final = (State.DONE, State.CANCELLED, State.DEAD)
 
 _readers: Final[dict[type[Any], Callable[[bytes], Any]]] = {
@@ -111,11 +116,14 @@ _where = msgspec.json.Decoder(_Where).decode
 class Verbs:
     """Answers what ``http://`` brokers ask, for one broker. Belongs to one event loop."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(
+        self, broker: Broker, stopping: asyncio.Event, resting: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.broker, self.stopping, self.resting = broker, stopping, resting
         self._work = WorkWaits(broker)
         self._orders = OrderWaits(broker)
-        self._stopping = asyncio.Event()
+        self.ends = 0
+        """Jobs whose ends are waited for."""
 
     async def answer(self, kind: type, ask: Ask[None, bytes]) -> Reply | _Ends:
         """Answer a request of this kind. Raises what the broker does, and `Refused`."""
@@ -123,15 +131,34 @@ class Verbs:
         asked = _decoded(kind, ask.body)
         _check_names(asked)
         _permit(asked, ask)
+        if isinstance(asked, Store) and ask.principal.queues is not None:
+            await self._check_others(asked, ask)
+        catalogue = await ask.services.intake.catalogue() if isinstance(asked, Get | Find | EndsWait) else NOTHING
         if isinstance(asked, EndsWait):
-            return _Ends(self._broker, asked, self._stopping)
+            if self.ends + len(asked.jobs) > MOST_ENDS:
+                raise Refused(503, "too many ends of jobs are waited for", ((b"retry-after", b"1"),))
+            return _Ends(self, asked, catalogue)
         try:
             reply = await _noted(asked, ask, self._carry_out(asked, ask.asgi[1]))
         except _Gone:
             return Reply(b"", 499, media=MEDIA)  # which nobody reads
         if isinstance(asked, Load):
             reply = _visible(asked.kind, reply, ask)
+        elif isinstance(reply, Snapshot):
+            reply = catalogue.veiled(reply)
+        elif isinstance(reply, Found):
+            reply = replace(reply, jobs=[catalogue.veiled(each) for each in reply.jobs])
         return Reply(b"" if isinstance(asked, WorkWait) else encode(reply), headers=_HEADERS, media=MEDIA)
+
+    async def _check_others(self, asked: Store, ask: Ask[None, bytes]) -> None:
+        """Refuse to write over, or remove, what is about queues that the caller's token is not for."""
+        for key in (asked.key, *asked.others):
+            check_name("key", key)
+            # No name is between this and the key.
+            before = f"{key[:-1]}{chr(ord(key[-1]) - 1)}\U0010ffff"
+            for there in (await self.broker.acall(Load(asked.kind, before, 1))).documents:
+                if there.key == key:
+                    _check_about(there.body, ask)
 
     async def _carry_out(self, asked: Any, receive: Receive) -> Any:
         match asked:
@@ -144,16 +171,17 @@ class Verbs:
             case Claim() if asked.wait:
                 waiting = self._work.wait([asked.queue], asked.lanes, _bounded(asked.wait))
                 await self._while_there(receive, waiting)
-                return await self._broker.acall(replace(asked, wait=0.0))
+                return await self.broker.acall(replace(asked, wait=0.0))
             case _:
-                return await self._broker.acall(asked)
+                return await self.broker.acall(asked)
 
     async def _while_there(self, receive: Receive, wait: Coroutine[Any, Any, T]) -> T | None:
         """Wait for as long as the client does, and we are not told to stop: then None. Raises `_Gone`."""
         waiting = asyncio.ensure_future(wait)
-        gone, stop = asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self._stopping.wait())
+        gone, stop = asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self.stopping.wait())
         try:
-            await asyncio.wait([waiting, gone, stop], return_when=asyncio.FIRST_COMPLETED)
+            with self.resting():
+                await asyncio.wait([waiting, gone, stop], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return waiting.result()
             if gone.done():
@@ -161,10 +189,6 @@ class Verbs:
             return None
         finally:
             await _end(waiting, gone, stop)
-
-    def stop(self) -> None:
-        """Let nobody wait any more: the server is about to end."""
-        self._stopping.set()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -176,8 +200,11 @@ class Verbs:
 async def _noted(asked: Any, ask: Ask[None, bytes], work: Coroutine[Any, Any, T]) -> T:
     """Carry out, and write what it changes into the audit log."""
     audit, who = ask.services.audit, ask.principal
-    if isinstance(asked, Enqueue) and asked.jobs:
-        audit.count(who, "enqueue", asked.queue, len(asked.jobs))
+    if isinstance(asked, Enqueue):
+        enqueued: Any = await work
+        if count := len(asked.jobs) - len(enqueued.conflicts):
+            audit.count(who, "enqueue", asked.queue, count)
+        return cast("T", enqueued)
     if not isinstance(asked, Act | Store) or (isinstance(asked, Store) and asked.kind in STORES):
         return await work
     action, target, detail = _told(asked)
@@ -273,10 +300,19 @@ def _permit(asked: Any, ask: Ask[None, bytes]) -> None:
             raise Refused(403, f"a token for some queues is not for documents of kind {asked.kind!r}")
     if queues is None:
         return
-    about = set(_queues(asked))
     if isinstance(asked, Store):
-        about = {queue for body in (asked.body, *asked.others.values()) for queue in _about(body or b"")}
-    for queue in sorted(about - queues):
+        for body in (asked.body, *asked.others.values()):
+            if body is not None:
+                _check_about(body, ask)
+    for queue in sorted(set(_queues(asked)) - queues):
+        ask.check_queue(queue)
+
+
+def _check_about(body: bytes, ask: Ask[None, bytes]) -> None:
+    about = _about(body)
+    if not about:
+        raise Refused(403, "a token for some queues is not for documents that name none")
+    for queue in sorted(about):
         ask.check_queue(queue)
 
 
@@ -286,13 +322,18 @@ def _visible(kind: str, loaded: Loaded, ask: Ask[None, bytes]) -> Loaded:
     if queues is None:
         return loaded
 
-    def shown(document: Document) -> bool:
+    def shown(document: Document) -> Document | None:
         if kind == "order":  # names an incarnation, and no queue
-            return True
+            return document
         about = {document.key} if kind == "queue" else _about(document.body)
-        return not queues.isdisjoint(about)
+        if queues.isdisjoint(about):
+            return None
+        if about <= queues:
+            return document
+        row = {**msgspec.json.decode(document.body), "queues": sorted(about & queues)}  # a worker of others, too
+        return replace(document, body=msgspec.json.encode(row))
 
-    return replace(loaded, documents=[each for each in loaded.documents if shown(each)])
+    return replace(loaded, documents=[seen for each in loaded.documents if (seen := shown(each))])
 
 
 def _about(body: bytes) -> set[str]:
@@ -323,8 +364,8 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
 class _Ends:
     """An answer that streams the ends of jobs as they come."""
 
-    def __init__(self, broker: Broker, asked: EndsWait, stopping: asyncio.Event) -> None:
-        self._broker, self._stopping = broker, stopping
+    def __init__(self, verbs: Verbs, asked: EndsWait, catalogue: Catalogue) -> None:
+        self._verbs, self._catalogue = verbs, catalogue
         self._jobs = dict.fromkeys(asked.jobs)
         self._timeout = _bounded(asked.timeout)
 
@@ -335,16 +376,18 @@ class _Ends:
         headers = [*_HEADERS, (b"content-type", STREAM.encode()), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         told = asyncio.Queue[bytes | None]()
+        self._verbs.ends += len(self._jobs)
         tasks = [asyncio.ensure_future(self._tell(queue, id_, told)) for queue, id_ in self._jobs]
         gone = asyncio.ensure_future(_gone(receive))
-        stop = asyncio.ensure_future(self._stopping.wait())
+        stop = asyncio.ensure_future(self._verbs.stopping.wait())
         for over in (gone, stop):
             over.add_done_callback(lambda _: told.put_nowait(None))
         end = asyncio.get_running_loop().call_later(self._timeout, told.put_nowait, None) if self._timeout else None
         left = len(tasks)
         try:
             while left:
-                frames = await _all(told)
+                with self._verbs.resting():
+                    frames = await _all(told)
                 ends = b"".join([each for each in frames if each is not None])
                 if ends and not gone.done():
                     await send({"type": "http.response.body", "body": ends, "more_body": True})
@@ -352,6 +395,7 @@ class _Ends:
         finally:
             if end is not None:
                 end.cancel()
+            self._verbs.ends -= len(self._jobs)
             await _end(gone, stop, *tasks)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -359,14 +403,15 @@ class _Ends:
         """Put the frame of a job's end; without a timeout also an empty one, if it has not ended."""
         try:
             if self._timeout:
-                found = await self._broker.aended(queue, id_)
+                found = await self._verbs.broker.aended(queue, id_)
             else:
-                found = await self._broker.acall(Get(queue, id_))
+                found = await self._verbs.broker.acall(Get(queue, id_))
         except SpoolError as error:
             problem = problem_of(error)
             told.put_nowait(frame(Ended(queue, id_, None, problem.status, msgspec.json.encode(problem))))
         else:
-            told.put_nowait(frame(Ended(queue, id_, found)) if found is None or found.state in ENDS else b"")
+            shown = None if found is None else self._catalogue.veiled(found)
+            told.put_nowait(frame(Ended(queue, id_, shown)) if shown is None or shown.state in ENDS else b"")
 
 
 async def _all(told: asyncio.Queue[T]) -> list[T]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from time import monotonic
 from typing import Final
 
@@ -14,6 +15,7 @@ from spool.broker import Broker
 from spool.broker.http.wire import Word
 from spool.errors import BrokerError, SpoolError
 from spool.job import new_id
+from spool.server.problems import Refused
 
 LISTEN: Final = 10.0
 """Seconds for which a queue is listened to at a time. At the end, too, one of those who wait is told: word may have
@@ -23,7 +25,16 @@ LINGER: Final = 0.1
 ATTENTION: Final = 60.0
 """Seconds for which orders are listened to after the last one who waited for them."""
 
+MOST: Final = 1000
+"""Lanes of queues that are listened to for work at once, and queues for orders: each costs a connection or a thread,
+and there need not be such a queue, so that anybody who may work could have any number."""
+
 Told = asyncio.Future["_Ear"]
+
+
+def _check_room(listened: Sized) -> None:
+    if len(listened) >= MOST:
+        raise Refused(503, f"this server listens to {MOST:,} queues already", ((b"retry-after", b"5"),))
 
 
 class WorkWaits:
@@ -35,12 +46,14 @@ class WorkWaits:
 
     async def wait(self, queues: Sequence[str], lanes: Sequence[int], timeout: float) -> None:
         """As `Broker.await_work`: of those who wait for a queue and lane, one is told of each word, the first first."""
-        ears = [self._ear(queue, lane) for queue in dict.fromkeys(queues) for lane in dict.fromkeys(lanes)]
+        ears: list[_Ear] = []
         told: Told = asyncio.get_running_loop().create_future()
-        for ear in ears:
-            if not told.done():
-                ear.join(told)
         try:
+            for queue, lane in itertools.product(dict.fromkeys(queues), dict.fromkeys(lanes)):
+                ears.append(self._ear(queue, lane))
+            for ear in ears:
+                if not told.done():
+                    ear.join(told)
             await asyncio.wait([told], timeout=timeout)
             if told.done():
                 told.result()
@@ -56,6 +69,7 @@ class WorkWaits:
     def _ear(self, queue: str, lane: int) -> _Ear:
         key = (queue, lane)
         if key not in self._ears:
+            _check_room(self._ears)
             self._ears[key] = _Ear(self._broker, queue, lane, lambda: self._ears.pop(key, None))
         return self._ears[key]
 
@@ -167,12 +181,10 @@ class OrderWaits:
     def _listener(self, queue: str) -> _Listener:
         found = self._listeners.get(queue)
         if found is None or found.over:
+            self._listeners = {name: each for name, each in self._listeners.items() if not each.over}
+            _check_room(self._listeners)
             found = self._listeners[queue] = _Listener(self._broker, queue)
         return found
-
-    def forget(self) -> None:
-        """Drop the listeners that have ended."""
-        self._listeners = {queue: each for queue, each in self._listeners.items() if not each.over}
 
 
 class _Listener:

@@ -11,17 +11,20 @@ import msgspec
 
 from spool.broker import Broker, Find, QueueStats, Stats
 from spool.errors import BrokerError
-from spool.job import State, view
+from spool.job import State
 from spool.server.documents import load
 from spool.server.messages import Event
 from spool.server.workers import reported
 from spool.telemetry import History, Recent, recent, survey
 from spool.telemetry.roller import Progress
+from spool.view import view
 
 EVENTS: Final = 50
 """Events that are kept."""
 AT_ONCE: Final = 10
 """Dead jobs of a queue that are named in one turn; the others are in its counts."""
+TOGETHER: Final = 50
+"""Queues that are asked for at once: of a thousand the answers, which come together, would hold up all else."""
 TEXT: Final = 300
 """Characters of an error that an event quotes."""
 STEPS: Final = 4
@@ -71,7 +74,11 @@ class Watch:
         before = self._number
         try:
             names = sorted([document.key async for document, _ in load(self._broker, "queue")])
-            stats = dict(zip(names, await asyncio.gather(*(self._broker.acall(Stats(n)) for n in names)), strict=True))
+            stats: dict[str, QueueStats] = {}
+            for start in range(0, len(names), TOGETHER):
+                some = names[start : start + TOGETHER]
+                found = await asyncio.gather(*(self._broker.acall(Stats(name)) for name in some))
+                stats |= zip(some, found, strict=True)
             await self._died_since(stats)
             if more or self._first:
                 self._recent = await asyncio.to_thread(recent, self._broker)

@@ -6,15 +6,17 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from spool.broker import Broker, Find, Load, Store
 from spool.errors import StoreCorrupt
-from spool.job import State, view
+from spool.job import State
 from spool.report import OrderRow, WorkerRow, read_order, read_row
 from spool.server.documents import load
 from spool.server.jobs import Nothing
 from spool.server.problems import Refused
 from spool.server.routes import Ask, Operation
+from spool.view import view
 
 ORDER_TTL: Final = 3_600_000
 _PAGES: Final = 20
@@ -74,7 +76,12 @@ class JobsLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def list_workers(ask: Ask[None, None]) -> Workers:
     """List workers."""
     found = await reported(ask.services.broker)
-    return Workers([each for each in found if any(ask.sees(queue) for queue in each.row.queues)])
+    return Workers([seen for each in found if (seen := _seen(ask, each)).row.queues])
+
+
+def _seen(ask: Ask[Any, Any], worker: Worker) -> Worker:
+    """Return a worker without the queues that the caller may not know of."""
+    return replace(worker, row=replace(worker.row, queues=[each for each in worker.row.queues if ask.sees(each)]))
 
 
 async def reported(broker: Broker) -> list[Worker]:
@@ -102,8 +109,8 @@ def _order(body: bytes | None) -> Literal["quiet", "stop"] | None:
 async def _one(ask: Ask[Any, Any]) -> Worker:
     incarnation = ask.path["incarnation"]
     for each in await reported(ask.services.broker):
-        if each.row.incarnation == incarnation and any(ask.sees(queue) for queue in each.row.queues):
-            return each
+        if each.row.incarnation == incarnation and (seen := _seen(ask, each)).row.queues:
+            return seen
     raise Refused(404, f"no worker {incarnation[:50]!r} has reported lately")
 
 
@@ -111,7 +118,7 @@ async def show(ask: Ask[JobsLimit, None]) -> WorkerJobs:
     """Return a worker and the jobs that it runs."""
     worker = await _one(ask)
     jobs: list[Running] = []
-    for queue in filter(ask.sees, worker.row.queues):
+    for queue in worker.row.queues:
         cursor = ""
         for _ in range(_PAGES):
             found = await ask.services.broker.acall(Find(queue, State.RUNNING, cursor, 250))

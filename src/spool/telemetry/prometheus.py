@@ -68,7 +68,10 @@ class Exposition:
 
         Reads the store: a few round trips, and one for each queue.
         """
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
 

@@ -10,9 +10,10 @@ import msgspec
 
 from spool.broker import Broker, Find, Load, QueueStats, Stats
 from spool.grouping import ErrorGroup, Grouping
-from spool.job import State, view
+from spool.job import State
 from spool.telemetry.bucket import EVERYWHERE, TIERS, Lines, read_tier
 from spool.telemetry.roller import Progress, read_progress
+from spool.view import view
 
 WINDOW: Final = 300_000
 """What is recent (ms)."""

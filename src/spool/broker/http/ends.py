@@ -83,20 +83,23 @@ class Ends:
         keys, self._fresh = self._fresh, set()
         if self._closed or not keys:
             return
-        while self._polls and len(self._polls[-1].keys) <= len(keys):
+        while self._polls and len(self._polls[-1].keys) <= min(len(keys), MAX_ENDS - len(keys)):
             last = self._polls[-1]
             keys |= last.keys
             self._drop([last])
-        poll = _Poll(keys)
-        self._polls.append(poll)
-        poll.task = asyncio.create_task(self._serve(poll), name="spool-results")
+        rest = list(keys)
+        while rest:
+            poll = _Poll(set(rest[:MAX_ENDS]))
+            del rest[:MAX_ENDS]
+            self._polls.append(poll)
+            poll.task = asyncio.create_task(self._serve(poll), name="spool-results")
 
     async def _serve(self, poll: _Poll) -> None:
         failing = 0.0
         while poll.keys:
             begin, asked = time.monotonic(), len(poll.keys)
             try:
-                async for ended in self._stream(EndsWait(list(poll.keys)[:MAX_ENDS], MAX_WAIT)):
+                async for ended in self._stream(EndsWait(list(poll.keys), MAX_WAIT)):
                     self._answer(poll, ended)
                 failing = 0.0
                 if len(poll.keys) == asked and time.monotonic() - begin < PAUSE:

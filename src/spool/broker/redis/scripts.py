@@ -8,6 +8,7 @@ import importlib.resources
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote
 
 from msgspec.structs import replace
 
@@ -256,7 +257,7 @@ def _snapshot(queue: str, fields: Sequence[Any]) -> Snapshot:
         record if ending == b"" else None,
         tally.decode(errors="replace"),
         ending or None,
-        int(due) if due else None,
+        int(float(due)) if due else None,
         incarnation.decode() or None,
         int(started) if started else None,
         int(finished) if finished else None,
@@ -276,30 +277,36 @@ def _get(verb: Get) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 
 #: What a cursor looks like, per state; the script must not be given anything else.
-_PLACE, _TIME, _NAMES, _ENTRY = r"\d+", r"\d+ [^ ]+", r"[^ ]+ [^ ]+", r"\d+-\d+ \d+"
+_PLACE, _TIME, _NAMES, _ENTRY = r"\d{1,19}", r"\d{1,19} [^ ]+", r"[^ ]+ [^ ]+", r"\d{1,19}-\d{1,19} \d{1,19}"
 _CURSORS: Final = {
     State.READY: _PLACE,
     State.SUSPECT: _PLACE,
     State.SCHEDULED: _TIME,
     State.DEAD: _TIME,
     State.RUNNING: _NAMES,
-    State.PARKED: r"[^ ]+ -?\d+",
+    State.PARKED: r"[^ ]+ -?\d{1,19}",
     State.DONE: _ENTRY,
     State.CANCELLED: _ENTRY,
 }
 
 
 def _check_cursor(cursor: str, pattern: str, what: str) -> None:
-    if cursor and not re.fullmatch(pattern, cursor):
+    if cursor and not re.fullmatch(pattern, cursor, re.ASCII):
         raise ConfigError(f"{cursor!r} is not a cursor of {what}")
 
 
 def _find(verb: Find) -> tuple[str, list[Any], Callable[[Any], Any]]:
     _check_cursor(verb.cursor, _CURSORS[verb.state], f"{verb.state} jobs")
     first, _, second = verb.cursor.partition(" ")
+    if verb.state is State.PARKED:
+        first = unquote(first)
 
     def parse(reply: Any) -> Found:
-        return Found(reply[0], [_snapshot(verb.queue, fields) for fields in reply[2:]], _text(reply[1]))
+        cursor = _text(reply[1])
+        if cursor and verb.state is State.PARKED:  # after the name of a task, which may be anything
+            task, _, place = cursor.rpartition(" ")
+            cursor = f"{quote(task)} {place}"
+        return Found(reply[0], [_snapshot(verb.queue, fields) for fields in reply[2:]], cursor)
 
     return "find", [verb.state.value, min(max(verb.limit, 1), GROUP), first, second], parse
 
@@ -336,7 +343,7 @@ def _stats(_: Stats) -> tuple[str, list[Any], Callable[[Any], Any]]:
 
 
 def _watch(verb: Watch) -> tuple[str, list[Any], Callable[[Any], Any]]:
-    _check_cursor(verb.cursor, r"\d+-\d+/\d+", "Watch")
+    _check_cursor(verb.cursor, r"\d{1,19}-\d{1,19}/\d{1,19}", "Watch")
     after, _, seen = verb.cursor.partition("/")
 
     def parse(reply: Any) -> Watched:

@@ -247,12 +247,15 @@ _FIRST: Final[dict[State, list[Any]]] = {
 }
 
 
+_decode_cursor = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | str]).decode
+
+
 def _read_cursor(verb: Find) -> list[Any]:
     first = _FIRST.get(verb.state, [-1])
     if not verb.cursor:
         return first
     try:
-        cursor = msgspec.json.decode(verb.cursor, type=list[int | str])
+        cursor = _decode_cursor(verb.cursor)
     except msgspec.MsgspecError as error:
         raise ConfigError(f"{verb.cursor!r} is not a cursor of {verb.state} jobs") from error
     if [type(part) for part in cursor] != [type(part) for part in first]:
@@ -442,10 +445,10 @@ def watch(tx: Transaction, verb: Watch) -> Watched:
     queue = tx.find_queue(verb.queue)
     if queue is None:
         return Watched(tx.now, [])
-    if verb.cursor and not verb.cursor.isdecimal():
+    if verb.cursor and not (verb.cursor.isdecimal() and len(verb.cursor) < 20):
         raise ConfigError(f"{verb.cursor!r} is not a cursor of Watch")
     after = min(int(verb.cursor or 0), FAR)
-    found = tx.all("watch", queue.id, after, verb.limit)
+    found = tx.all("watch", queue.id, after, max(1, min(verb.limit, PAGE)))
     missed = found[0][0] - after - 1 if found else 0
     return Watched(tx.now, [Blob(str(number), *_stamp_of(body, tx.now)) for number, body in found], missed)
 

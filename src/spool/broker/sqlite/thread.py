@@ -126,6 +126,8 @@ class StoreThread:
                 with self._gate:
                     self._serve([ticket for ticket in group if ticket is not stopped])
             except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave callers waiting for ever
+                with self._gate:
+                    self._roll_back()  # else it fails whoever comes next
                 deliver((ticket, error) for ticket in group if not ticket.answered and ticket is not stopped)
         with self._gate:
             self._close()
@@ -186,7 +188,9 @@ class StoreThread:
                 verb: Callable[[Transaction, Any], object] = READS.get(type(ticket.request), idle)
                 try:
                     answers.append((ticket, verb(tx, ticket.request)))
-                except SpoolError as error:
+                except sqlite3.Error:
+                    raise
+                except Exception as error:  # noqa: BLE001 - the caller gets it, and the others' verbs go on
                     answers.append((ticket, error))
             tx.db.execute("COMMIT")
             return answers

@@ -1,5 +1,8 @@
 // The server's API. What goes wrong becomes a `Problem`; who is not logged in (any more) comes to the login page.
 
+/** Milliseconds that an answer may take to come. */
+const LONGEST = 30_000;
+
 export class Problem extends Error {
     constructor(status, detail) {
         super(detail);
@@ -33,24 +36,51 @@ export async function get(path, params = {}, { signal, exact } = {}) {
         }
     }
     const text = query.toString();
-    return read(await ask(text ? `${path}?${text}` : path, { signal }), exact);
+    const found = read(await ask(text ? `${path}?${text}` : path, { signal: AbortSignal.any([AbortSignal.timeout(LONGEST), ...(signal ? [signal] : [])]) }), exact);
+    signal?.throwIfAborted();
+    return found;
+}
+
+/** What is asked for again and again: of answers that overtake each other only that to the latest question counts. */
+export class Question {
+    busy = false;
+    #control = null;
+
+    /** Call off what is under way; returns the signal for what begins. */
+    begin() {
+        this.close();
+        this.#control = new AbortController();
+        this.busy = true;
+        return this.#control.signal;
+    }
+
+    /** What began with this signal is over. */
+    end(signal) {
+        if (signal === this.#control?.signal) this.busy = false;
+    }
+
+    close() {
+        this.#control?.abort();
+        this.busy = false;
+    }
 }
 
 export async function post(path, body = {}) {
     return read(await ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }));
 }
 
+/** Ask, and read all of the answer: it may break off on its way. */
 async function ask(url, options) {
     try {
-        return await fetch(url, { credentials: "same-origin", cache: "no-store", ...options });
+        const answer = await fetch(url, { credentials: "same-origin", cache: "no-store", ...options });
+        return { answer, text: await answer.text() };
     } catch (error) {
         if (error.name === "AbortError") throw error;
-        throw new Problem(0, "The server cannot be reached");
+        throw new Problem(0, error.name === "TimeoutError" ? `The server did not answer within ${LONGEST / 1000} s` : "The server cannot be reached");
     }
 }
 
-async function read(answer, exact) {
-    const text = await answer.text();
+function read({ answer, text }, exact) {
     if (answer.status === 401) toLogin();
     let data = null;
     try {

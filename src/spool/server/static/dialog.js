@@ -49,16 +49,18 @@ export function actionButton(label, question, run, { danger = false, name = "" }
     }, label);
 
     async function act() {
+        if (button.hasAttribute("aria-busy")) return;
         const asked = typeof question === "function" ? question() : question;
         const values = await ask({ action: label, danger, ...asked });
         if (values === null) return;
-        button.disabled = true;
+        // Not disabled: that would lose the focus, and who uses a keyboard the place.
+        button.setAttribute("aria-busy", "true");
         try {
             toast(await run(values));
         } catch (error) {
             toast(`${label}: ${error.message}`, "bad");
         }
-        button.disabled = false;
+        button.removeAttribute("aria-busy");
     }
     return button;
 }

@@ -12,10 +12,10 @@ export function h(tag, props = {}, ...children) {
         if (value === undefined || value === null || value === false) continue;
         if (name === "on") for (const [event, listener] of Object.entries(value)) made.addEventListener(event, listener);
         else if (name === "data") Object.assign(made.dataset, value);
-        else if (name === "href" && !/^(\/(?!\/)|#|blob:)/.test(value)) throw new Error(`not an address of ours: ${value}`);
+        else if (name === "href" && !/^(\/(?![/\\])|#|blob:)/.test(value)) throw new Error(`not an address of ours: ${value}`);
         else made.setAttribute(name, value === true ? "" : String(value));
     }
-    made.append(...children.flat().filter((each) => each !== null && each !== undefined && each !== false));
+    made.append(...children.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false));
     return made;
 }
 
@@ -27,7 +27,7 @@ export function put(element, text) {
 
 /** Put other children into an element. */
 export function fill(element, ...children) {
-    element.replaceChildren(...children.flat().filter((each) => each !== null && each !== undefined && each !== false));
+    element.replaceChildren(...children.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false));
 }
 
 function named(characters) {
@@ -85,16 +85,21 @@ export function download(text, name) {
 export function keyed(parent, items, keyOf, make) {
     const before = parent.keyed ?? new Map();
     const kept = new Map();
-    let place = parent.firstElementChild;
     for (const item of items) {
         const key = keyOf(item);
         const part = before.get(key) ?? make(item);
         part.update(item);
         kept.set(key, part);
-        if (part.element === place) place = place.nextElementSibling;
-        else parent.insertBefore(part.element, place);
     }
+    const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+    // Those that are gone go first: else all that follow one would have to move, and what moves loses the focus.
     for (const [key, part] of before) if (!kept.has(key)) part.element.remove();
+    let place = parent.firstElementChild;
+    for (const { element } of kept.values()) {
+        if (element === place) place = place.nextElementSibling;
+        else parent.insertBefore(element, place);
+    }
+    if (focused && focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
     parent.keyed = kept;
 }
 
@@ -124,6 +129,13 @@ export function choice(label, options, chosen, choose) {
 export function field(label, input) {
     input.id ||= `field-${(field.count = (field.count ?? 0) + 1)}`;
     return h("div", { class: "field" }, h("label", { for: input.id }, label), input);
+}
+
+/** Let a select offer these queues, after `all` if it is given; and the one that is chosen, even if it has gone. */
+export function offer(made, names, chosen, all) {
+    const offered = chosen && !names.includes(chosen) ? [chosen, ...names] : names;
+    fill(made, all ? h("option", { value: "" }, all) : null, offered.map((name) => h("option", { value: name }, name)));
+    made.value = chosen;
 }
 
 /** A select of plain values: `[value, name]`. */

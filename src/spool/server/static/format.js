@@ -15,6 +15,8 @@ export const clock = {
 };
 
 export const count = (value) => whole.format(value);
+/** A number of things: "1 job", "3,000 jobs". */
+export const plural = (value, one, many = `${one}s`) => `${whole.format(value)} ${value === 1 ? one : many}`;
 export const compact = (value) => (value < 10_000 ? whole.format(value) : short.format(value));
 export const rate = (value) => (value === null ? "–" : value >= 100 ? whole.format(value) : one.format(value));
 
@@ -29,13 +31,19 @@ export function perSecond(rates, names, span = "ten_seconds") {
 /** Seconds, with the unit that suits them. */
 export function duration(seconds) {
     if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
-    if (seconds === 0) return "0 ms";
-    if (seconds < 1e-3) return `${three.format(seconds * 1e6)} µs`;
-    if (seconds < 1) return `${three.format(seconds * 1e3)} ms`;
-    if (seconds < 60) return `${three.format(seconds)} s`;
+    if (seconds <= 0) return "0 ms";
+    if (seconds < 0.9995e-3) return `${three.format(seconds * 1e6)} µs`;
+    if (seconds < 0.9995) return `${three.format(seconds * 1e3)} ms`;
+    if (seconds < 59.95) return `${three.format(seconds)} s`;
     if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
     if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
     return `${Math.floor(seconds / 86_400)} d ${Math.floor((seconds % 86_400) / 3600)} h`;
+}
+
+/** Seconds as one number and its unit, where there is little room. */
+export function brief(seconds) {
+    const [value, unit] = seconds < 100 ? [seconds, "s"] : seconds < 6000 ? [seconds / 60, "min"] : seconds < 172_800 ? [seconds / 3600, "h"] : [seconds / 86_400, "d"];
+    return `${Math.floor(value)} ${unit}`;
 }
 
 export function bytes(value) {
@@ -81,6 +89,16 @@ export function json(value) {
     return write(value, "");
 }
 
+/** Plain values of a long list, as many in a line as go into it. */
+function packed(parts) {
+    const lines = [];
+    for (const each of parts) {
+        if (lines.length && lines.at(-1).length + each.length < 80) lines.push(`${lines.pop()}, ${each}`);
+        else lines.push(each);
+    }
+    return lines;
+}
+
 function write(value, indent) {
     if (typeof value === "bigint") return String(value);
     if (value === null || typeof value !== "object") return JSON.stringify(value) ?? "null";
@@ -89,7 +107,8 @@ function write(value, indent) {
         if (value.length === 0) return "[]";
         const parts = value.map((each) => write(each, inner));
         const flat = `[${parts.join(", ")}]`;
-        return flat.length < 80 && !flat.includes("\n") ? flat : `[\n${inner}${parts.join(`,\n${inner}`)}\n${indent}]`;
+        if (flat.length < 80 && !flat.includes("\n")) return flat;
+        return `[\n${inner}${(value.some((each) => each !== null && typeof each === "object") ? parts : packed(parts)).join(`,\n${inner}`)}\n${indent}]`;
     }
     const pairs = Object.entries(value).map(([key, each]) => `${JSON.stringify(key)}: ${write(each, inner)}`);
     return pairs.length ? `{\n${inner}${pairs.join(`,\n${inner}`)}\n${indent}}` : "{}";

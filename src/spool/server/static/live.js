@@ -7,8 +7,11 @@ const SILENT = 15_000;
 const KEPT = 50;
 const OVER = 4401;
 
-/** `state` as the server described it, null until it did; `events`, the latest first; `link`: "up" or "down". */
-export const live = { state: null, events: [], link: "down", version: "" };
+/**
+ * `state` as the server described it, null until it did; `events`, the latest first; `link`: "up" or "down"; `session`
+ * another number whenever something may have been missed: what was asked for before then is to be asked for again.
+ */
+export const live = { state: null, events: [], link: "down", version: "", session: 0 };
 const listeners = new Set();
 let seq = -1;
 let socket = null;
@@ -49,6 +52,7 @@ function take(text) {
     clock.ahead = message.now ? message.now - Date.now() : clock.ahead;
     if (message.type === "snapshot") {
         live.state = message.state;
+        live.session += 1;
         live.events = message.events.toReversed();
         live.version ||= message.state.version;
     } else if (message.type === "delta") {
@@ -62,7 +66,8 @@ function take(text) {
     seq = message.seq;
     failures = refused = 0;
     live.link = "up";
-    if (message.type !== "beat") tell();
+    // Nobody looks at a tab in the background; it draws when it comes to the front.
+    if (message.type !== "beat" && !document.hidden) tell();
 }
 
 function resync() {
@@ -133,6 +138,7 @@ async function lost(wasRefused) {
     connect();
 }
 
+document.addEventListener("visibilitychange", () => { if (!document.hidden && live.state) tell(); });
 setInterval(() => {
     if ((socket || source) && Date.now() - heard > SILENT) drop();
 }, 2000);

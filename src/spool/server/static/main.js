@@ -15,7 +15,7 @@ import * as workers from "./pages/workers.js";
 
 /** A page is one entry here, and its address one in the server's `pages.ADDRESSES`. */
 const PAGES = [
-    { path: /^\/$/, at: "/", name: "Overview", page: overview },
+    { path: /^\/$/, at: "/", name: "Overview", page: overview, count: ({ summary }) => [summary?.troubles.length ?? 0, summary?.status === "bad" ? "bad" : "warn"] },
     { path: /^\/queues$/, at: "/queues", name: "Queues", page: queues, count: (state) => [Object.keys(state.queues).length] },
     { path: /^\/jobs$/, at: "/jobs", name: "Jobs", page: jobs },
     { path: /^\/jobs\/(?<queue>[^/]+)\/(?<id>[^/]+)$/, under: "/jobs", name: "Job", page: job },
@@ -24,19 +24,23 @@ const PAGES = [
     { path: /^\/benchmarks$/, at: "/benchmarks", name: "Benchmarks", page: benchmarks },
 ];
 
+/** Milliseconds until it is asked again who looks. */
+const AGAIN = 2000;
 const sum = (state, name) => Object.values(state.queues).reduce((total, queue) => total + queue[name], 0);
 const main = document.getElementById("main");
 let close = () => {};
-let shown = "";
 
 function show({ focus = true } = {}) {
     const entry = PAGES.find((each) => each.path.test(location.pathname));
     close();
     close = () => {};
-    shown = location.pathname;
+    // A question that was left open is about what is no longer shown.
+    for (const each of document.querySelectorAll("dialog[open]")) each.close();
     for (const link of document.querySelectorAll("#nav a")) {
-        if (link.getAttribute("href") === (entry?.at ?? entry?.under)) link.setAttribute("aria-current", "page");
-        else link.removeAttribute("aria-current");
+        if (link.getAttribute("href") === (entry?.at ?? entry?.under)) {
+            link.setAttribute("aria-current", "page");
+            link.parentElement.parentElement.parentElement.scrollLeft = link.offsetLeft - 40;
+        } else link.removeAttribute("aria-current");
     }
     document.title = `${entry ? entry.name : "Not found"} · Spool`;
     const root = h("div", { class: "stack" });
@@ -61,7 +65,8 @@ function follow(event) {
     const url = new URL(link.href);
     if (!PAGES.some((each) => each.path.test(url.pathname))) return;
     event.preventDefault();
-    history.pushState(null, "", url);
+    if (url.href === location.href) history.replaceState(null, "", url);
+    else history.pushState(null, "", url);
     show();
 }
 
@@ -106,17 +111,17 @@ function foot() {
     const out = h("button", { type: "button", class: "plain", on: { click: logOut } }, "Log out");
     fill(document.getElementById("foot"), linked, theme, who, out);
     return () => {
-        put(who, `${me.name === "nobody" ? "not logged in" : me.name}${me.read_only ? ", read-only" : ""}`);
+        put(who, [me.name === "nobody" ? "" : me.name, me.read_only ? "read-only" : ""].filter(Boolean).join(", "));
+        who.classList.toggle("hidden", !who.textContent);
         out.classList.toggle("hidden", me.name === "nobody");
     };
 }
 
 async function logOut() {
-    try {
-        await fetch("/logout", { method: "POST", redirect: "manual" });
-    } finally {
-        location.assign("/login");
-    }
+    const answer = await fetch("/logout", { method: "POST", redirect: "manual" }).catch(() => null);
+    // Who sees the login page takes the session for ended: it has to be.
+    if (answer?.ok || answer?.type === "opaqueredirect") location.assign("/login");
+    else toast("You are still logged in: the server did not take it.", "bad");
 }
 
 function tellUpgrade() {
@@ -128,20 +133,27 @@ function tellUpgrade() {
     });
 }
 
+/** Whether it is known who looks; without that there is no page. */
+async function known() {
+    try {
+        await whoAmI();
+        return true;
+    } catch (error) {
+        showFailure(main, error);
+        return false;
+    }
+}
+
 async function start() {
     navigation();
     const showWho = foot();
     keepTimes();
     document.addEventListener("click", follow);
-    addEventListener("popstate", () => { if (location.pathname !== shown || location.search) show({ focus: false }); });
+    // To go to the content (#main) is no other page.
+    addEventListener("popstate", () => { if (!location.hash) show({ focus: false }); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("themechange")));
     connect();
-    try {
-        await whoAmI();
-    } catch (error) {
-        showFailure(main, error);
-        return;
-    }
+    while (!(await known())) await new Promise((resolve) => setTimeout(resolve, AGAIN));
     showWho();
     show({ focus: false });
     tellUpgrade();

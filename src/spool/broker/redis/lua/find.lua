@@ -69,7 +69,7 @@ local function parked()
   for _, task in ipairs(names) do
     if task >= c1 then
       local from = task == c1 and '(' .. c2 or '-inf'
-      local flat = redis.call('ZRANGEBYSCORE', P .. 'parked:' .. task, from, '+inf', 'WITHSCORES', 'LIMIT', 0, limit)
+      local flat = redis.call('ZRANGEBYSCORE', P .. 'parked:' .. task, from, '+inf', 'WITHSCORES', 'LIMIT', 0, limit + 1)
       for i = 1, #flat, 2 do
         if #reply - 2 == limit then return end
         cursor = task .. ' ' .. flat[i + 1]

@@ -4,7 +4,7 @@ import { post } from "../api.js";
 import { lineChart } from "../charts.js";
 import { toast } from "../dialog.js";
 import { field, fill, h, said, thead } from "../dom.js";
-import { compact, count, duration, rate } from "../format.js";
+import { compact, count, duration, moment, rate } from "../format.js";
 
 const LARGEST = 8_000_000;
 const ms = (value) => (value === null || value === undefined ? "–" : duration(value / 1000));
@@ -21,6 +21,8 @@ async function readResult(file) {
     if (found?.kind !== "spool-bench" || typeof found.result !== "object") throw new Error(`${file.name} is no result of spool bench`);
     return { name: file.name, result: found };
 }
+
+const started = ({ result }) => (Number.isNaN(Date.parse(result.started)) ? result.started : moment(Date.parse(result.started)));
 
 function figures({ result }) {
     const one = result.result;
@@ -67,7 +69,7 @@ function comparison(found, before, after) {
         h("td", { class: "number", data: { label: "change" } }, percent(each.change)),
         h("td", { class: "number", data: { label: "interval" } }, each.low === null ? "–" : `${percent(each.low)} to ${percent(each.high)}`),
         h("td", {}, h("span", { class: `badge ${each.verdict}` }, said(each.verdict)))));
-    return h("section", { class: "card stack", id: "comparison" }, h("h2", {}, "Comparison"), h("p", { class: "soft" }, "From ", said(before.name), " to ", said(after.name), `; intervals with ${Math.round(100 * found.confidence)} % confidence. A verdict needs repetitions of both (--repeat).`),
+    return h("section", { class: "card stack", id: "comparison" }, h("h2", {}, "Comparison"), h("p", { class: "soft" }, "From ", said(before.name), " to ", said(after.name), `; intervals with ${Math.round(100 * found.confidence)} % confidence. A verdict needs repetitions of both: `, h("code", {}, "--repeat"), "."),
         h("div", { class: "scroll" }, h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Changes"), thead("Metric", ["Before", "number"], ["After", "number"], ["Change", "number"], ["Interval", "number"], "Verdict"), h("tbody", {}, rows))),
         found.differences.length ? h("details", {}, h("summary", {}, `${found.differences.length} differences of configuration and machine`), h("ul", {}, found.differences.map((each) => h("li", {}, said(each))))) : null);
 }
@@ -76,7 +78,7 @@ export function open(root) {
     const input = h("input", { type: "file", accept: ".json,application/json", multiple: true });
     const place = h("div", { class: "stack" });
     const drop = h("section", { class: "drop card" }, field("One result, or two to compare (the first is before)", input), h("p", { class: "soft" }, "What ", h("code", {}, "spool bench quick --json"), " writes. Files may be dropped here. They are read in this page; only a comparison sends them to the server, which keeps nothing."));
-    let charts = [];
+    let [charts, turn] = [[], 0];
 
     function clear() {
         for (const each of charts) each.close();
@@ -84,23 +86,33 @@ export function open(root) {
     }
 
     async function show(files) {
-        clear();
+        // What was begun before is over: its answers, that may still come, are about files that are no longer shown.
+        turn += 1;
+        const mine = turn;
         try {
             const results = await Promise.all([...files].slice(0, 2).map(readResult));
-            if (!results.length) return;
+            if (!results.length || mine !== turn) return;
+            clear();
             const parts = results.map((each) => {
-                const mine = drawn(each);
-                charts.push(...mine);
-                return h("section", { class: "stack" }, h("h2", {}, said(each.name), " ", h("span", { class: "soft" }, said(each.result.started))), figures(each), h("div", { class: "charts" }, mine.map((one) => one.element)), setUp(each));
+                const made = drawn(each);
+                charts.push(...made);
+                return h("section", { class: "stack" }, h("h2", {}, said(each.name), " ", h("span", { class: "soft" }, said(started(each)))), figures(each), h("div", { class: "charts" }, made.map((one) => one.element)), setUp(each));
             });
             fill(place, parts);
             for (const each of charts) each.draw();
             if (results.length === 2) {
                 const found = await post("/api/v1/benchmarks/compare", { before: results[0].result, after: results[1].result });
-                place.prepend(comparison(found, ...results));
+                if (mine === turn) place.prepend(comparison(found, ...results));
             }
         } catch (error) {
-            toast(error.message, "bad");
+            if (mine !== turn) return;
+            if (!(error instanceof TypeError)) {
+                toast(error.message, "bad");
+                return;
+            }
+            clear();
+            fill(place);
+            toast("This result lacks something that a result of spool bench has", "bad");
         }
     }
 
@@ -118,5 +130,8 @@ export function open(root) {
         show(event.dataTransfer.files);
     });
     fill(root, h("div", { class: "head" }, h("h1", {}, "Benchmarks")), drop, place);
-    return clear;
+    return () => {
+        turn += 1;
+        clear();
+    };
 }

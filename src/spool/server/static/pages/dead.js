@@ -1,9 +1,9 @@
 // Dead letters: grouped by task and error; put back at a rate, or deleted; and the replays that are under way.
 
-import { get, jobPath, me, post } from "../api.js";
+import { get, jobPath, me, post, Question } from "../api.js";
 import { actionButton, showFailure } from "../dialog.js";
-import { field, fill, h, keyed, put, said, select, thead } from "../dom.js";
-import { ago, compact, count } from "../format.js";
+import { field, fill, h, keyed, offer, put, said, select, thead } from "../dom.js";
+import { ago, compact, count, plural } from "../format.js";
 import { onLive } from "../live.js";
 
 const PAUSE = 700;
@@ -34,22 +34,23 @@ function meant(group, queue) {
 }
 
 function told(replay) {
-    if (replay.state === "done") return `${count(replay.replayed)} jobs were put back.`;
+    if (replay.state === "done") return `${plural(replay.replayed, "job was", "jobs were")} put back.`;
     if (replay.state === "running") return `Replaying: ${count(replay.replayed)} of ${count(replay.found)} so far. It goes on; see below.`;
-    return `The replay ${replay.state}: ${count(replay.replayed)} jobs were put back. ${replay.error}`;
+    return `The replay ${replay.state}: ${plural(replay.replayed, "job was", "jobs were")} put back. ${replay.error}`;
 }
 
 function buttons(group, queue, again, name) {
+    const all = group ? "" : " all";
     const pace = () => field("Jobs per second (empty: as fast as it goes)", h("input", { type: "number", name: "rate", min: "0.1", max: "1000000", step: "any", inputmode: "decimal" }));
-    const replay = actionButton("Replay", () => ({ title: "Replay dead jobs?", text: h("p", {}, meant(group, queue()), " They are put back, with all their retries."), fields: [pace()] }), async (values) => {
+    const replay = actionButton(`Replay${all}`, () => ({ title: "Replay dead jobs?", text: h("p", {}, meant(group, queue()), " They are put back, with all their retries."), fields: [pace()] }), async (values) => {
         const found = await post("/api/v1/dead/replay", { ...criteria(group, queue()), rate: Number(values.rate) || null, wait: 1 });
         again();
         return told(found);
     }, { name });
-    const remove = actionButton("Delete", () => ({ title: "Delete dead jobs?", text: h("p", {}, meant(group, queue()), " They are forgotten, for good.") }), async () => {
+    const remove = actionButton(`Delete${all}`, () => ({ title: "Delete dead jobs?", text: h("p", {}, meant(group, queue()), " They are forgotten, for good.") }), async () => {
         const { changed } = await post("/api/v1/dead/delete", criteria(group, queue()));
         again();
-        return `${count(changed)} dead jobs were deleted.`;
+        return `${plural(changed, "dead job was", "dead jobs were")} deleted.`;
     }, { danger: true, name });
     return [replay, remove];
 }
@@ -104,36 +105,47 @@ function replayRow(again) {
 
 export function open(root) {
     const wanted = new URLSearchParams(location.search).get("queue") ?? "";
-    const queue = select([["", "all queues"]], "", { "aria-label": "Queue", on: { change: () => choose() } });
+    const queue = select([["", "All queues"]], "", { "aria-label": "Queue", on: { change: () => choose() } });
     const body = h("tbody");
     const table = h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Dead jobs by task and error"), thead(["Jobs", "number"], "Task", "Error", "First", "Last", "Sample", "(Actions)"), body);
     const replays = h("tbody");
     const past = h("section", { class: "card stack hidden" }, h("h2", {}, "Replays of the last day"), h("div", { class: "scroll" }, h("table", { class: "cards" }, thead("State", "Replayed", "Rate", "By", "Started", "(Actions)"), replays)));
     const [none, failure, others] = [h("p", { class: "empty hidden" }, "No dead letters. Nothing has failed for good."), h("div", {}), h("p", { class: "soft" })];
-    const control = new AbortController();
-    let [timer, seen, names, chosen] = [0, "", "", wanted];
-    const all = h("div", { class: "row" }, buttons(null, () => chosen, () => load(), "all of them"));
+    const asked = new Question();
+    let [timer, seen, names, chosen, stale] = [0, "", "", wanted, false];
+    const all = h("div", { class: "row" }, buttons(null, () => chosen, () => load(), ""));
 
     async function load() {
+        const signal = asked.begin();
         clearTimeout(timer);
-        timer = 0;
+        [timer, stale] = [0, false];
+        let soon = false;
         try {
-            const found = await get("/api/v1/dead/groups", { queue: chosen, limit: 50 }, { signal: control.signal });
+            const found = await get("/api/v1/dead/groups", { queue: chosen, limit: 50 }, { signal });
             fill(failure);
             keyed(body, found.top, (group) => JSON.stringify([group.task, group.error_type, group.message]), groupRow(() => chosen, load));
-            put(others, found.others ? `${count(found.others)} more jobs with rarer errors` : "");
+            put(others, found.others ? `${plural(found.others, "more job", "more jobs")} with rarer errors` : "");
             none.classList.toggle("hidden", found.total > 0);
             table.classList.toggle("hidden", found.total === 0);
             all.classList.toggle("hidden", found.total === 0);
             if (!me.queues) {
-                const { items } = await get("/api/v1/dead/replays", {}, { signal: control.signal });
+                const { items } = await get("/api/v1/dead/replays", {}, { signal });
                 keyed(replays, items.slice(0, 20), (each) => each.id, replayRow(load));
                 past.classList.toggle("hidden", items.length === 0);
-                if (items.some((each) => each.state === "running") && !timer) timer = setTimeout(load, 1000);
+                soon = items.some((each) => each.state === "running");
             }
         } catch (error) {
             showFailure(failure, error);
+        } finally {
+            asked.end(signal);
         }
+        if (soon && !timer && !signal.aborted) timer = setTimeout(load, 1000);
+        refresh();
+    }
+
+    /** Ask again if something moved, but not while an answer is on its way. */
+    function refresh() {
+        if (stale && !timer && !asked.busy) timer = setTimeout(load, PAUSE);
     }
 
     function choose() {
@@ -144,21 +156,21 @@ export function open(root) {
 
     fill(root, h("div", { class: "head" }, h("h1", {}, "Dead letters"), h("div", { class: "row" }, queue, all)), failure,
         h("section", { class: "card stack" }, h("div", { class: "scroll" }, table), none, others), past);
-    const end = onLive(({ state }) => {
+    const end = onLive(({ state, session }) => {
         const found = JSON.stringify(Object.keys(state.queues).sort());
         if (found !== names) {
             names = found;
-            fill(queue, h("option", { value: "" }, "all queues"), Object.keys(state.queues).sort().map((name) => h("option", { value: name }, name)));
-            queue.value = chosen;
+            offer(queue, Object.keys(state.queues).sort(), chosen, "All queues");
         }
-        const counts = JSON.stringify(Object.values(state.queues).map((each) => [each.dead, each.totals.dead]));
-        if (counts !== seen && seen && !timer) timer = setTimeout(load, PAUSE);
+        const counts = JSON.stringify([session, Object.values(state.queues).map((each) => [each.dead, each.totals.dead])]);
+        if (counts !== seen && seen) stale = true;
         seen = counts;
+        refresh();
     });
     load();
     return () => {
         end();
-        control.abort();
+        asked.close();
         clearTimeout(timer);
     };
 }

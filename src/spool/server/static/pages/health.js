@@ -1,10 +1,10 @@
 // Whether all is well, in a plain sentence; and if it is not, which queue and which error.
 
-import { fill, h, said } from "../dom.js";
-import { compact, ENDS, perSecond, rate } from "../format.js";
+import { fill, h, keyed, put, said } from "../dom.js";
+import { compact, ENDS, perSecond, plural, rate } from "../format.js";
 
-const WORDS = { ok: "All is well.", warning: "Take a look.", bad: "Something is wrong." };
-const plural = (value, one, many = `${one}s`) => `${compact(value)} ${value === 1 ? one : many}`;
+const WORDS = { ok: "All is well.", warning: "Take a look", bad: "Something is wrong" };
+const MOST = 6;
 
 /** Where one can do something about a trouble. */
 function remedy(trouble) {
@@ -19,15 +19,33 @@ function remedy(trouble) {
     }
 }
 
-function line(trouble) {
+/** A trouble: its queue, what it is with the error set off, and where to go. The link stays while the numbers change. */
+function row(trouble) {
+    const text = h("span", {});
     const link = remedy(trouble);
-    const text = trouble.queue ? ["Queue ", h("strong", {}, said(trouble.queue)), ": ", said(trouble.message)] : [said(trouble.message)];
-    return [...text, ". ", link ? h("a", { href: link[0] }, link[1]) : null];
+    const element = h("li", { class: trouble.status }, h("strong", {}, said(trouble.queue)), text, link ? h("a", { href: link[0] }, link[1]) : null);
+    let before = "";
+    function update(now) {
+        if (now.message === before) return;
+        before = now.message;
+        const at = now.error ? now.message.indexOf(`${now.error.error_type}: `) : -1;
+        fill(text, said(at < 0 ? now.message : now.message.slice(0, at)), at < 0 ? null : h("strong", {}, said(now.message.slice(at))));
+    }
+    return { element, update };
+}
+
+/** The queues that a sentence names, the worst first. */
+function named(troubles) {
+    const names = [...new Set(troubles.map((each) => each.queue).filter(Boolean))];
+    const parts = names.slice(0, names.length === 3 ? 3 : 2).map((name) => h("strong", {}, said(name)));
+    if (names.length > parts.length) parts.push(plural(names.length - parts.length, "other queue"));
+    return parts.flatMap((part, index) => [index === 0 ? " in " : index === parts.length - 1 ? " and " : ", ", part]);
 }
 
 function well(state) {
     const queues = Object.values(state.queues);
     const workers = Object.keys(state.workers).length;
+    if (!queues.length && !workers) return "Nothing has been enqueued yet, and no worker runs: start one with spool worker MODULE:APP.";
     const speed = queues.reduce((sum, queue) => sum + perSecond(queue.rates, ENDS), 0);
     const running = queues.reduce((sum, queue) => sum + queue.running, 0);
     const waiting = queues.reduce((sum, queue) => sum + queue.ready.reduce((a, b) => a + b, 0), 0);
@@ -36,38 +54,37 @@ function well(state) {
 
 /** The card at the top of the overview. */
 export function healthCard() {
-    const sentence = h("p", { class: "sentence" });
-    const more = h("div", {});
-    const element = h("section", { class: "card health", "aria-label": "Health", "aria-live": "polite" }, sentence, more);
-    let before = "";
+    // Screen readers are told the sentence when it becomes another one; numbers, which always move, are not in it.
+    const sentence = h("p", { class: "sentence", role: "status" });
+    const detail = h("p", {});
+    const list = h("ul", {});
+    const more = h("p", { class: "soft" });
+    const element = h("section", { class: "card health", "aria-label": "Health" }, sentence, detail, list, more);
+    let before = null;
 
-    function write(kind, word, content, rest = []) {
-        element.className = `card health ${kind}`;
-        element.dataset.status = kind;
-        fill(sentence, h("span", { class: "word" }, word), " ", content);
-        fill(more, rest.length ? h("ul", {}, rest.map((each) => h("li", {}, line(each)))) : null);
+    function write(kind, word, content, { note = "", troubles = [] } = {}) {
+        const now = JSON.stringify([kind, word, troubles.map((each) => each.queue)]);
+        if (now !== before) {
+            before = now;
+            element.className = `card health ${kind}`;
+            element.dataset.status = kind;
+            fill(sentence, h("span", { class: "word" }, word), content);
+        }
+        put(detail, note);
+        keyed(list, troubles.slice(0, MOST), (each) => `${each.kind} ${each.status} ${each.queue}`, row);
+        put(more, troubles.length > MOST ? `and ${troubles.length - MOST} more` : "");
+        for (const each of [detail, list, more]) each.classList.toggle("hidden", !each.hasChildNodes());
     }
 
     function update({ state, link }) {
-        if (link !== "up") {
-            before = "";
-            write("warning", "Not connected.", "The server does not answer; trying again. What is below is as it was last.");
-        } else if (!state.store.up) {
-            before = "";
-            write("bad", "The store cannot be reached.", said(state.store.trouble));
-        } else if (!state.summary) {
-            write("", "Looking…", "");
-        } else if (state.summary.troubles.length === 0) {
-            before = "";
-            write("ok", WORDS.ok, well(state));
-        } else {
-            // A screen reader is told once, not twice a second.
-            const now = JSON.stringify(state.summary.troubles);
-            if (now === before) return;
-            before = now;
-            const [first, ...rest] = state.summary.troubles;
-            write(state.summary.status, WORDS[state.summary.status], line(first), rest.slice(0, 6));
-            if (rest.length > 6) more.append(h("p", { class: "soft" }, `and ${rest.length - 6} more`));
+        if (link !== "up") write("warning", "Not connected.", " The server does not answer; trying again.", { note: "What is below is as it was last." });
+        else if (!state.store.up) write("bad", "The store cannot be reached.", "", { note: state.store.trouble });
+        else if (!state.summary) write("", "Looking…", "");
+        else if (state.summary.troubles.length === 0) write("ok", WORDS.ok, "", { note: well(state) });
+        else {
+            const { status, troubles } = state.summary;
+            const worst = troubles.filter((each) => each.status === status);
+            write(status, WORDS[status], [...named(worst), "."], { troubles });
         }
     }
     return { element, update };

@@ -1,26 +1,26 @@
 // One job: what it is, what happened to it, and what can be done with it.
 
-import { get, jobPath, post } from "../api.js";
-import { actionButton, showFailure } from "../dialog.js";
+import { get, jobPath, post, Question } from "../api.js";
+import { actionButton } from "../dialog.js";
 import { block, fill, h, said } from "../dom.js";
-import { ago, duration, json, moment } from "../format.js";
-import { onLive } from "../live.js";
+import { ago, duration, json, moment, plural } from "../format.js";
+import { live, onLive } from "../live.js";
 
 const TERMINAL = ["done", "dead", "cancelled"];
 const PAUSE = 700;
 
 function facts(job) {
     const pairs = [
-        ["Queue", h("a", { href: `/queues` }, said(job.queue))], ["Id", h("span", { class: "mono" }, said(job.id))],
-        ["Priority", said(job.priority)], ["Created", ago(job.created)],
-        job.due ? ["Due", ago(job.due)] : null, ["Started", ago(job.started)], ["Ended", ago(job.finished)],
-        ["Took", job.started && job.finished ? duration((job.finished - job.started) / 1000) : "–"],
+        ["Queue", h("a", { href: `/jobs?queue=${encodeURIComponent(job.queue)}` }, said(job.queue))], ["Priority", said(job.priority)],
+        ["Id", h("span", { class: "mono" }, said(job.id)), "long"], ["Created", ago(job.created)],
+        job.due ? ["Due", ago(job.due)] : null, job.started ? ["Started", ago(job.started)] : null, job.finished ? ["Ended", ago(job.finished)] : null,
+        job.started && job.finished ? ["Took", duration((job.finished - job.started) / 1000)] : null,
         ["Attempts", String(job.attempts)], ["Failures", String(job.failures)],
         job.crashes ? ["Crashes", String(job.crashes)] : null, job.losses ? ["Leases lost", String(job.losses)] : null,
-        job.generation ? ["Replayed", `${job.generation} times`] : null,
-        job.worker ? ["Worker", h("span", { class: "mono" }, said(job.worker))] : null,
+        job.generation ? ["Replayed", plural(job.generation, "time")] : null,
+        job.worker ? ["Worker", h("a", { href: "/workers" }, said(job.named)), "long"] : null,
     ];
-    return h("dl", { class: "facts card" }, pairs.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    return h("dl", { class: "facts card" }, pairs.filter(Boolean).map(([name, value, kind]) => h("div", { class: kind }, h("dt", {}, name), h("dd", {}, value))));
 }
 
 function timeline(job) {
@@ -54,7 +54,7 @@ function log(job) {
         h("time", { title: moment(at), class: "soft" }, new Date(at).toLocaleTimeString("en-GB")),
         h("span", { class: /^(ERROR|CRITICAL)$/.test(level) ? "bad" : level === "WARNING" ? "warn" : "soft", title: `attempt ${attempt}` }, said(level)),
         h("span", { class: "text" }, said(logger), " ", said(message, 2000))));
-    const dropped = job.log_dropped ? h("p", { class: "soft" }, `${job.log_dropped} earlier lines are not kept.`) : null;
+    const dropped = job.log_dropped ? h("p", { class: "soft" }, `${plural(job.log_dropped, "earlier line is", "earlier lines are")} not kept.`) : null;
     return h("section", { class: "card stack" }, h("h2", {}, "Log"), dropped, h("ol", { class: "log", tabindex: "0", "aria-label": "Log lines" }, lines));
 }
 
@@ -68,7 +68,7 @@ function values(job) {
         shown.push(h("section", { class: "card stack" }, h("h2", {}, "Arguments"), block(json(value), `${job.id}-arguments.json`, "Arguments")));
     }
     if (job.state === "done") shown.push(h("section", { class: "card stack" }, h("h2", {}, "Result"), block(json(job.result), `${job.id}-result.json`, "Result")));
-    if (job.error) shown.push(h("section", { class: "card stack" }, h("h2", {}, job.state === "cancelled" ? "Reason" : "Error"), h("p", { class: job.state === "cancelled" ? null : "bad" }, said(job.error, 2000)),
+    if (job.error) shown.push(h("section", { class: "card stack" }, h("h2", {}, job.state === "cancelled" ? "Reason" : job.state === "dead" ? "Error" : "Last error"), h("p", { class: job.state === "cancelled" ? null : "bad" }, said(job.error, 2000)),
         job.traceback ? block(job.traceback, `${job.id}-traceback.txt`, "Traceback") : null));
     return shown;
 }
@@ -93,16 +93,21 @@ function buttons(job, again) {
 }
 
 export function open(root, { queue, id }) {
-    const control = new AbortController();
+    const asked = new Question();
     const path = `/api/v1${jobPath(decodeURIComponent(queue), decodeURIComponent(id))}`;
-    let [timer, before, over, acted] = [0, "", false, false];
+    let [timer, before, over, quiet, acted] = [0, "", false, false, false];
 
     async function load() {
+        const signal = asked.begin();
         clearTimeout(timer);
         timer = 0;
         try {
-            const job = await get(path, {}, { signal: control.signal, exact: true });
-            over = TERMINAL.includes(job.state);
+            const job = await get(path, {}, { signal, exact: true });
+            // A dead job may be put back, by whomever.
+            quiet = job.state === "dead";
+            over = TERMINAL.includes(job.state) && !quiet;
+            fill(failure);
+            job.named = live.state?.workers[job.worker]?.row.name ?? job.worker;
             const now = json(job);
             if (now !== before) show(job);
             before = now;
@@ -112,7 +117,9 @@ export function open(root, { queue, id }) {
             if (!over) fill(failure, h("p", { class: "bad", role: "alert" }, error.message));
             else if (before) root.querySelector("[data-part=buttons]")?.replaceChildren();
             if (over && before) fill(failure, h("p", { role: "alert" }, acted ? "The job is forgotten." : "The job is no longer kept. What is below is as it was last."));
-            else if (over) showFailure(root, error);
+            else if (over) fill(root, h("h1", {}, "There is no such job"), h("p", { role: "alert" }, said(error.message)), h("p", {}, h("a", { href: "/jobs" }, "All jobs")));
+        } finally {
+            asked.end(signal);
         }
     }
 
@@ -132,7 +139,6 @@ export function open(root, { queue, id }) {
     }
 
     function show(job) {
-        fill(failure);
         document.title = `${job.task || job.id} · Spool`;
         const { arguments: args, result, error, traceback, state, history, log: lines, attempts } = job;
         const head = slot("head", [job.task, state], () => h("div", { class: "head" },
@@ -148,13 +154,13 @@ export function open(root, { queue, id }) {
 
     load();
     const end = onLive(({ link }) => {
-        if (link === "up" && !over && !timer) timer = setTimeout(load, PAUSE);
+        if (link === "up" && !over && !quiet && !timer && !asked.busy) timer = setTimeout(load, PAUSE);
     });
     // A job that nobody else is busy with changes no count of the stream.
-    const ticking = setInterval(() => { if (!over && !timer) load(); }, 2000);
+    const ticking = setInterval(() => { if (!over && !timer && !asked.busy) load(); }, 2000);
     return () => {
         end();
-        control.abort();
+        asked.close();
         clearTimeout(timer);
         clearInterval(ticking);
     };

@@ -3,7 +3,7 @@
 import { post } from "../api.js";
 import { actionButton } from "../dialog.js";
 import { choice, fill, h, keyed, put, said, thead } from "../dom.js";
-import { ago, compact, count, perSecond, rate } from "../format.js";
+import { ago, compact, perSecond, plural, rate } from "../format.js";
 import { live, onLive } from "../live.js";
 
 const PRIORITIES = ["critical", "high", "normal", "low", "background"];
@@ -28,7 +28,7 @@ function buttons(name) {
         text: "All its jobs that have not started are deleted, for good. What runs goes on.",
     }), async (values) => {
         const { changed } = await post(path(name, "purge"), { dead: values.dead === "on" });
-        return [`${count(changed)} jobs of `, said(name), " were deleted."];
+        return [`${plural(changed, "job")} of `, said(name), changed === 1 ? " was deleted." : " were deleted."];
     }, { danger: true, name });
     return { pause, resume, purge };
 }
@@ -66,8 +66,11 @@ function row([name]) {
         });
         put(badge, queue.paused ? "paused" : "");
         badge.className = queue.paused ? "badge paused" : "";
-        pause.classList.toggle("hidden", queue.paused);
-        resume.classList.toggle("hidden", !queue.paused);
+        // The one takes the other's place, also for who has just pressed it with a key.
+        const [on, off] = queue.paused ? [resume, pause] : [pause, resume];
+        on.classList.remove("hidden");
+        if (document.activeElement === off) on.focus();
+        off.classList.add("hidden");
         if (since !== queue.oldest) {
             since = queue.oldest;
             fill(oldest, since ? ago(since) : "–");

@@ -1,17 +1,19 @@
 // Workers: their slots, memory and jobs; quiet and stop.
 
-import { get, jobPath, post } from "../api.js";
+import { get, jobPath, post, Question } from "../api.js";
 import { actionButton, showFailure } from "../dialog.js";
 import { fill, h, keyed, put, said, thead } from "../dom.js";
 import { ago, bytes, clock, duration, perSecond, rate } from "../format.js";
 import { onLive } from "../live.js";
 
+/** Milliseconds after which the list of a worker's jobs is old. */
+const LIST = 2000;
 const path = (id, verb = "") => `/api/v1/workers/${encodeURIComponent(id)}${verb}`;
 
 function jobList(jobs) {
     if (!jobs.length) return h("p", { class: "soft" }, "It runs nothing now.");
-    return h("table", {}, h("caption", { class: "aside-text" }, "Jobs that it runs"), thead("Task", "Queue", "Id", "Since", ["Attempt", "number"]), h("tbody", {}, jobs.map((job) => h("tr", {},
-        h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task))), h("td", {}, said(job.queue)), h("td", { class: "mono" }, said(job.id)), h("td", {}, ago(job.started)), h("td", { class: "number" }, String(job.attempts))))));
+    return h("table", { class: "cards" }, h("caption", { class: "aside-text" }, "Jobs that it runs"), thead("Task", "Queue", "Id", "Since", ["Attempt", "number"]), h("tbody", {}, jobs.map((job) => h("tr", {},
+        h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task))), h("td", {}, said(job.queue)), h("td", { class: "mono" }, said(job.id)), h("td", { data: { label: "since" } }, ago(job.started)), h("td", { class: "number", data: { label: "attempt" } }, String(job.attempts))))));
 }
 
 const speeds = (rates, names) => ["ten_seconds", "minute"].map((span) => rate(perSecond(rates, names, span))).join(" · ");
@@ -41,16 +43,21 @@ function card(worker) {
         h("div", {}, h("div", { class: "head" }, h("span", {}, "Slots"), slots), bar),
         h("dl", { class: "facts" },
             h("div", {}, h("dt", {}, "Host"), h("dd", {}, said(row.host))), h("div", {}, h("dt", {}, "Memory"), memory), h("div", {}, h("dt", {}, "Up for"), uptime),
-            h("div", {}, h("dt", {}, "Done/s, 10 s and 1 min"), done), h("div", {}, h("dt", {}, "Failed/s, 10 s and 1 min"), failed),
-            h("div", {}, h("dt", {}, "Queues"), h("dd", {}, said(row.queues.join(", ")))), h("div", {}, h("dt", {}, "Version"), h("dd", {}, said(row.version), " on Python ", said(row.python)))),
+            h("div", { class: "long" }, h("dt", {}, "Done/s, 10 s · 1 min"), done), h("div", { class: "long" }, h("dt", {}, "Failed/s, 10 s · 1 min"), failed),
+            h("div", { class: "long" }, h("dt", {}, "Version"), h("dd", {}, said(row.version), " on ", said(row.python))), h("div", { class: "all" }, h("dt", {}, "Queues"), h("dd", {}, said(row.queues.join(", "))))),
         unfold);
-    let running = -1;
+    const asked = new Question();
+    let [running, loaded] = [-1, 0];
 
     async function load() {
+        const signal = asked.begin();
+        loaded = Date.now();
         try {
-            fill(place, jobList((await get(path(id), { limit: 100 })).jobs));
+            fill(place, jobList((await get(path(id), { limit: 100 }, { signal })).jobs));
         } catch (error) {
             showFailure(place, error);
+        } finally {
+            asked.end(signal);
         }
     }
     unfold.addEventListener("toggle", () => { if (unfold.open) load(); });
@@ -70,7 +77,8 @@ function card(worker) {
         quiet.classList.toggle("hidden", Boolean(now.ordered) || now.state !== "running");
         stop.classList.toggle("hidden", now.ordered === "stop" || now.state === "stopping");
         put(unfold.firstChild, `Jobs (${now.row.running})`);
-        if (unfold.open && now.row.running !== running) load();
+        // A worker that is always full runs other jobs all the time.
+        if (unfold.open && !asked.busy && (now.row.running !== running || Date.now() - loaded > LIST)) load();
         running = now.row.running;
     }
     return { element, update };

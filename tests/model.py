@@ -293,6 +293,7 @@ class ModelBroker:
             reason=wish.reason,
             tally=entry.tally,
             priority=entry.priority,
+            key=record.key if record else None,
         )
         self._end(queue, entry, State.CANCELLED, encode_ending(ending), wish.ttl)
         return True

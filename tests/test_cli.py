@@ -257,6 +257,17 @@ def test_jobs_list(run, app):
     assert job["arguments"] == [["a@b.c"], {}]
 
 
+def test_jobs_are_listed_and_shown_by_key(run, app):
+    keyed = app.tasks["send"].options(key="order-17").enqueue("a@b.c")
+    app.tasks["send"].enqueue("d@e.f")
+    assert [(job["id"], job["key"]) for job in run("jobs", "list", "--key", "order-17", "--json").json] == [
+        (keyed.id, "order-17")
+    ]
+    assert ["key", "order-17"] in [line.split() for line in run("jobs", "show", keyed.id).out.splitlines()]
+    assert run("jobs", "list", "--key", "no key").code == 2
+    assert run("jobs", "cancel", "--key", "order-17").out == "1 job changed\n"
+
+
 def test_jobs_list_says_when_there_is_more(run, app):
     app.enqueue_many(app.tasks["send"].call("a") for _ in range(5))
     listed = run("jobs", "list", "--limit", "3", "--json")

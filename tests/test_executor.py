@@ -82,6 +82,22 @@ async def test_an_async_task_is_done_with_times_of_the_store(app):
     assert result_of(run) == 42
 
 
+@pytest.mark.parametrize("key", ["order-17", None])
+async def test_a_job_that_ends_keeps_its_key(app, key):
+    @app.task(retries=0)
+    async def ends(how: str) -> str:
+        if how == "cancelled":
+            raise Cancel("enough")
+        return how
+
+    bench = Bench(app)
+    for how in ("done", "cancelled"):
+        run = await bench.run(ends.options(key=key).call(how))
+        ending = read_ending(run.settlement.ending)
+        assert (ending.state, ending.key) == (how, key)
+        assert len(msgspec.msgpack.decode(run.settlement.ending)) == (13 if key is None else 15)
+
+
 async def test_the_result_is_left_out_when_it_is_not_to_be_kept(app):
     @app.task(result_ttl=0)
     async def quiet() -> str:

@@ -120,6 +120,15 @@ class TestEnding:
     def test_it_comes_back(self):
         ending = Ending(VERSION, "done", "send", "ff", 1, 2, 3, 4, msgspec.Raw(b"\x05"), "", "me", "[1]", 0)
         assert read_ending(encode_ending(ending)) == ending
+        keyed = msgspec.structs.replace(ending, key="order-17")
+        assert read_ending(encode_ending(keyed)) == keyed
+
+    def test_without_a_key_it_is_as_it_was_before_there_were_keys(self):
+        ending = Ending(VERSION, "done", "send", "ff", 1, 2, 3, 4, msgspec.Raw(b"\x05"), "", "me", "[1]", 0)
+        assert msgspec.msgpack.decode(encode_ending(ending)) == [
+            *(1, "done", "send", "ff", 1, 2, 3, 4),
+            *(5, "", "me", "[1]", 0),
+        ]
 
     def test_damage_and_newer_layouts(self):
         with pytest.raises(StoreCorrupt, match="ending cannot be decoded"):

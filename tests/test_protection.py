@@ -187,8 +187,7 @@ def test_every_field_of_a_record_is_tried(kept):
     tried = {name for name in CHANGES if name in Record.__struct_fields__} | {"options"}
     assert tried == set(Record.__struct_fields__)
     assert {name for name in CHANGES if name in Options.__struct_fields__} == set(Options.__struct_fields__)
-    fields = {"job": Record.__struct_fields__, "result": Ending.__struct_fields__}
-    assert {kind: len(names) for kind, names in fields.items()} == SIGNATURE
+    assert {"job": len(Record.__struct_fields__), "result": Ending.__struct_fields__.index("signature")} == SIGNATURE
 
 
 @pytest.mark.parametrize("moved", ["to another id", "to another queue", "with more behind it", "without the signature"])
@@ -323,6 +322,47 @@ def test_a_result_that_somebody_else_wrote_is_not_believed(kept, forgery):
             handle.result(1)
         assert handle.job().result.startswith("[refused: the ")
         assert bob.result(1) == "result bob"
+
+
+@pytest.mark.parametrize("name", ["n", "2026-02", "n" * 31, "n" * 32])
+@pytest.mark.parametrize("key", ["order-17", "k", "A" * 32, "z" * 127])
+def test_a_key_outlives_signing_and_encryption_and_its_job(kept, name, key):
+    protection = {"signing": Signing({name: NEW}), "encryption": AesGcm({name: NEW})}
+    with shops(kept, protection, {}) as [shop, stranger]:
+        done, cancelled = (each.options(key=key).enqueue("ada") for each in (shop.send, shop.give_up))
+        never = shop.send.options(key=key, delay=60).enqueue("ada")
+        plain = [shop.send.enqueue("ada"), shop.give_up.enqueue("ada"), shop.send.options(delay=60).enqueue("ada")]
+        assert {job.id for job in shop.app.jobs(key=key)} == {done.id, cancelled.id, never.id}
+        never.cancel()
+        plain[-1].cancel()
+        shop.run()
+
+        assert done.result(1) == "result ada"
+        for app in (shop.app, stranger.app):
+            found = {job.id: (job.key, str(job.state)) for job in app.jobs(key=key)}
+            assert found == {done.id: (key, "done"), cancelled.id: (key, "cancelled"), never.id: (key, "cancelled")}
+        assert cancelled.job().error == "reason ada"
+        endings = [elements(kept.ending("mail", each.id)) for each in (done, cancelled, never, *plain)]
+        assert [len(each) for each in endings] == [15, 15, 15, 14, 13, 13]
+        assert [bytes(each[SIGNATURE["result"]]) == b"\xc0" for each in endings[:3]] == [False, True, True]
+
+
+@pytest.mark.parametrize("forgery", ["another key", "no key", "no signature"])
+def test_the_key_of_a_result_is_signed_with_it(kept, forgery):
+    with shops(kept, {"signing": SIGNING}) as [shop]:
+        handle = shop.send.options(key="order-17").enqueue("ada")
+        shop.run()
+        fields = elements(kept.ending("mail", handle.id))
+        match forgery:
+            case "another key":
+                fields[14] = msgspec.Raw(b"\xa3eve")
+            case "no key":
+                del fields[14]
+            case _:
+                fields[13] = msgspec.Raw(b"\xc0")
+        kept.put_ending("mail", handle.id, joined(fields))
+        with pytest.raises(Unsigned if forgery == "no signature" else BadSignature):
+            handle.result(1)
 
 
 def test_what_says_that_it_is_doubtful_is_an_error_of_ours(tmp_path):

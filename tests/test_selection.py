@@ -72,10 +72,10 @@ class Worker:
         self.settle(Died(id, self.seq, failed(error, generation=generation)))
         return id
 
-    def finish(self) -> str:
+    def finish(self, key: str | None = None) -> str:
         (id,) = self.claim()
         now = store_time(self.broker)
-        ending = Ending(1, "done", "send", "", now, now, now, 1)
+        ending = Ending(1, "done", "send", "", now, now, now, 1, key=key)
         self.settle(Done(id, self.seq, encode_ending(ending)))
         return id
 
@@ -172,6 +172,54 @@ class TestChoosing:
         assert ids(app.jobs(task=app.tasks["shrink"])) == [elsewhere]
         assert ids(app.jobs(queue=[])) == ids(app.jobs(state=())) == ids(app.jobs(id=[])) == []
         assert ids(app.jobs(queue="nowhere")) == []
+
+    def test_by_key_in_every_state(self, app, send):
+        chosen = send.options(key="order-17")
+        made = [chosen.enqueue(number).id for number in range(3)]
+        worker = Worker(app.broker)
+        dead, done, running = worker.let_die(), worker.finish(key="order-17"), worker.claim()[0]
+        assert made == [dead, done, running]
+        later = send.options(key="order-17", delay=60).enqueue(3).id
+        cancelled = chosen.enqueue(4)
+        cancelled.cancel()
+        ready = chosen.enqueue(5).id
+        send.options(key="order-18").enqueue(6)
+        send.enqueue(7)
+
+        found = {job.id: job for job in app.jobs(key="order-17")}
+
+        assert set(found) == {*made, later, cancelled.id, ready}
+        assert {str(job.state) for job in found.values()} == {
+            *("dead", "done", "running", "scheduled", "cancelled", "ready")
+        }
+        assert {job.key for job in found.values()} == {"order-17"}
+        assert app.jobs(key="order-17", state="ready").count() == 1
+        assert app.jobs(key="order-17").delete() == 5, "all but the running one"
+
+    def test_by_what_is_an_id_a_task_or_a_key(self, app, send):
+        by_id = send.options(id="order-17").enqueue(1)
+        elsewhere = app.tasks["shrink"].options(id="order-17").enqueue("x")
+        by_key = send.options(key="order-17").enqueue(2)
+        both = send.options(id="both", key="both").enqueue(3)
+        assert set(map(str, app.jobs(search="order-17"))) == {str(by_id), str(elsewhere), str(by_key)}
+        assert ids(app.jobs(search="mail/order-17")) == ["order-17"]
+        assert set(map(str, app.jobs(search="shrink"))) == {str(elsewhere)}
+        assert ids(app.jobs(search="both")) == [both.id], "once"
+        assert ids(app.jobs(search="order-17", queue="files")) == ["order-17"]
+        assert ids(app.jobs(search="order-17", state="dead")) == []
+        assert ids(app.jobs(search="nothing")) == ids(app.jobs(search="/")) == ids(app.jobs(search="a/b/c")) == []
+
+    def test_an_id_is_found_before_all_others_are_looked_at(self, app, send):
+        enqueue(send, 60)
+        wanted = send.options(id="wanted").enqueue(1)
+        send.options(key="wanted").enqueue(2)
+        first = app.jobs(search="wanted").page(limit=1)
+        assert ids(first.jobs) == [wanted.id]
+        found, cursor = list(first.jobs), first.cursor
+        while cursor:
+            page = app.jobs(search="wanted").page(cursor, 1)
+            found, cursor = [*found, *page.jobs], page.cursor
+        assert [job.key for job in found] == [None, "wanted"]
 
     def test_by_error(self, app):
         (timeout,) = kill(app, 1, "TimeoutError: after 30 s")

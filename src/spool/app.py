@@ -466,14 +466,19 @@ class Spool:
         error: str | None = None,
         since: When | None = None,
         until: When | None = None,
+        key: str | None = None,
+        search: str | None = None,
     ) -> Selection:
         """Return the jobs that meet all of these; None is any. See `Selection` for what can be done with them.
 
-        By ``queue/id`` or id, queue and state, one or several; by task; by text that the last error, ``Type: message``,
-        contains; by when the job ended, or if it has not, was created, in since ≤ t < until. A time is a datetime
-        with a zone, or before now, by the store's clock: a timedelta or a number of seconds. Raises `ConfigError`.
+        By ``queue/id`` or id, queue and state, one or several; by task; by key; by what is their id, ``queue/id``, task
+        or key (``search``); by text that the last error, ``Type: message``, contains; by when the job ended, or if it
+        has not, was created, in since ≤ t < until. A time is a datetime with a zone, or before now, by the store's
+        clock: a timedelta or a number of seconds. Raises `ConfigError`.
         """
-        chosen = criteria(id=id, queue=queue, state=state, task=task, error=error, since=since, until=until)
+        chosen = criteria(
+            id=id, queue=queue, state=state, task=task, error=error, since=since, until=until, key=key, search=search
+        )
         results = (task.settings.result_ttl for task in self._tasks.values())
         return Selection(self, chosen, remember=max(self.dedupe_window, *results, 0))
 

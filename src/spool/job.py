@@ -45,11 +45,11 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """Of a verb, as it may come from elsewhere: what a double, and so a script, can hold exactly."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}")
-"""Queue and task names, and job ids given by a caller. No braces or spaces: names become parts of keys."""
+"""Queue and task names, and job ids and keys given by a caller. No braces or spaces: names become parts of keys."""
 
 
 def check_name(kind: str, name: object) -> str:
-    """Return ``name`` if it may name a ``kind`` ("queue", "task", "job id"); raise `ConfigError` otherwise."""
+    """Return ``name`` if it may name a ``kind`` ("queue", "task", "job id", "key"); raise `ConfigError` otherwise."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(
             f"{kind} {name!r} is not usable: allowed are 1 to 127 of the characters A-Z a-z 0-9 _ . : -, "
@@ -164,7 +164,7 @@ class Tally(msgspec.Struct, array_like=True, frozen=True):
 class Ending(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """How a job ended as done or cancelled. ``result`` is msgpack; `NIL` when it was not to be kept.
 
-    The element behind ``priority`` is the signature, as in `Record`.
+    Signature and key are not stored where there are none: see `encode_ending`.
     """
 
     version: int
@@ -180,6 +180,9 @@ class Ending(msgspec.Struct, array_like=True, frozen=True, gc=False):
     worker: str = ""
     tally: str = ""
     priority: int = 2
+    signature: msgspec.Raw = NIL
+    """As it lies there; `spool.protection` makes it, and looks at it."""
+    key: str | None = None
 
 
 NO_TALLY: Final = Tally()
@@ -315,8 +318,17 @@ _decode_line = msgspec.msgpack.Decoder(_StoredLine).decode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 _decode_ending = msgspec.msgpack.Decoder(Ending).decode
 _decode_arguments = msgspec.msgpack.Decoder(tuple[list[Any], dict[str, Any]]).decode
-encode_record = msgspec.msgpack.Encoder().encode
-encode_ending = encode_record
+encode_fields = msgspec.msgpack.Encoder().encode
+"""Encodes the fields of a record or of an ending, as a struct or as a tuple."""
+encode_record = encode_fields
+
+
+def encode_ending(ending: Ending) -> bytes:
+    """Return an ending as it is stored: without the fields at its end that say nothing, as most have no key."""
+    fields = msgspec.structs.astuple(ending)
+    if ending.key is None:
+        fields = fields[:-1] if ending.signature != NIL else fields[:-2]
+    return encode_fields(fields)
 
 
 def read_record(body: bytes) -> Record:

@@ -96,6 +96,7 @@ class Plan(msgspec.Struct, frozen=True):
     options: Options | None = None
     headers: dict[str, str] | None = None
     durable: bool = False
+    key: str | None = None
 
 
 class Task(Generic[P, R_co, C_co]):
@@ -178,14 +179,16 @@ class Task(Generic[P, R_co, C_co]):
         on_disconnect: OnDisconnect | None = None,
         headers: Mapping[str, str] | None = None,
         durability: Durability = None,
+        key: str | None = None,
     ) -> Configured[P, R_co]:
         """Return this task with other settings for the calls made through it. None leaves a setting as declared.
 
         ``delay``, ``timeout`` and ``result_ttl`` are in seconds or timedeltas, ``at`` is a time with its zone; the job
         is ready then, or at once if that is past. ``id`` makes the call idempotent: while the id is known, a second
         call stores nothing and its handle has ``created=False``; with other arguments it raises `JobConflict`.
-        ``headers``, up to 8 KiB, travel with the job. With ``durability="fsync"`` an enqueue returns when the job is on
-        the store's disk, whatever the store's own settings.
+        ``headers``, up to 8 KiB, travel with the job. ``key`` is what the job is about, as an order's number, by which
+        jobs are found (`Spool.jobs`); any number of jobs may have the same. With ``durability="fsync"`` an enqueue
+        returns when the job is on the store's disk, whatever the store's own settings.
 
         Raises `ConfigError` for a value that cannot be used. A durable enqueue raises `BrokerRefused`, with nothing
         stored, if the store cannot confirm it (Redis before 7.2, or without AOF), and `NotDurable` if it does not.
@@ -215,6 +218,7 @@ class Task(Generic[P, R_co, C_co]):
                 options=overrides(retries, timeout, result_ttl, on_disconnect),
                 headers=checked_headers(headers),
                 durable=check_durability(durability),
+                key=None if key is None else check_name("key", key),
             ),
         )
 
@@ -285,6 +289,7 @@ class Configured(Generic[P, R_co]):
             msgspec.Raw(payload),
             plan.options,
             plan.headers,
+            plan.key,
         )
         return NewJob(
             plan.id or new_id(), encode_record(record), plan.priority, plan.lane, plan.delay, plan.due, fingerprint

@@ -89,6 +89,7 @@ class EnqueuedJob(msgspec.Struct, frozen=True):
     delay: float
     priority: Priority
     headers: dict[str, str]
+    key: str | None = None
 
 
 @contextmanager
@@ -276,7 +277,9 @@ def _describe(app: Spool, queue: str, job: NewJob, now: int) -> EnqueuedJob:
         args, kwargs = task.read_arguments(record.payload)
         arguments = inspect.signature(task.fn).bind(*args, **kwargs).arguments
     delay = max(job.delay, job.due - now, 0) / 1000
-    return EnqueuedJob(queue, job.id, record.task, arguments, delay, PRIORITIES[record.priority], record.headers or {})
+    return EnqueuedJob(
+        queue, job.id, record.task, arguments, delay, PRIORITIES[record.priority], record.headers or {}, record.key
+    )
 
 
 class _Line:

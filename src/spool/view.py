@@ -36,7 +36,8 @@ class Job(msgspec.Struct, frozen=True):
     ``arguments`` and ``result`` are plain values (dicts, lists, numbers, text), None where they are no longer kept.
     ``progress`` is what the attempt that runs, or ran last, said of itself. ``log`` holds the last lines of all
     attempts, and ``log_dropped`` counts those before; both are empty in lists of jobs. ``encrypted``: there are values
-    that this process has no key for; they read ``[encrypted]``.
+    that this process has no key for; they read ``[encrypted]``. ``key`` is what the caller named the job after, None
+    for nothing.
     """
 
     queue: str
@@ -63,6 +64,7 @@ class Job(msgspec.Struct, frozen=True):
     log: list[LogLine] = []
     log_dropped: int = 0
     encrypted: bool = False
+    key: str | None = None
 
     def __str__(self) -> str:
         return f"{self.queue}/{self.id}"
@@ -146,4 +148,5 @@ def view(snapshot: Snapshot) -> Job:
         log=log,
         log_dropped=dropped,
         encrypted=_hides(snapshot, record, ending),
+        key=record.key if record else ending.key if ending else None,
     )

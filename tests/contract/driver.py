@@ -57,10 +57,21 @@ CORRUPT = b"\xc1 these bytes are no record"
 
 
 def record(
-    task: str = "t", *, priority: int = 2, lane: int = 0, fingerprint: str = "", max_crashes: int = 3, payload: str = ""
+    task: str = "t",
+    *,
+    priority: int = 2,
+    lane: int = 0,
+    fingerprint: str = "",
+    max_crashes: int = 3,
+    payload: Any = "",
+    key: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> bytes:
     body = msgspec.Raw(msgspec.msgpack.encode([[payload], {}]))
-    return encode_record(Record(VERSION, task, priority, lane, max_crashes, fingerprint, 1_700_000_000_000, body))
+    created = 1_700_000_000_000
+    return encode_record(
+        Record(VERSION, task, priority, lane, max_crashes, fingerprint, created, body, headers=headers, key=key)
+    )
 
 
 def job(id: str, task: str = "t", *, delay: int = 0, due: int = 0, body: bytes | None = None, **fields: Any) -> NewJob:

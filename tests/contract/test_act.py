@@ -1,5 +1,6 @@
 """`Act`: every action on a job of every state."""
 
+import msgspec
 import pytest
 
 from spool.broker import Cancel, Delete, Pause, Replay, Resume
@@ -35,6 +36,25 @@ def bring(q: Driver, into) -> State:
     state = into(q)
     assert q.state("a") == state
     return state
+
+
+KEYS = ["k", "order-17", "A" * 31, "b" * 32, "C" * 65, "d:e.f" * 25, "z" * 127]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=len)
+def test_what_is_cancelled_keeps_its_key(q, key):
+    headers = {"last": "\u0440"}  # whose last byte is one that may begin a key
+    payloads = [msgspec.msgpack.Ext(5, b"\xc0" * 5), "x" * 3000, "\xd9A"]
+    keyed = [job(f"k{n}", key=key, payload=payload, headers=headers) for n, payload in enumerate(payloads)]
+    plain = [job(f"p{n}", payload=payload, headers=headers) for n, payload in enumerate(payloads)]
+    q.enqueue(*keyed, *plain, job("damaged", body=CORRUPT))
+    q.act(Cancel(), *(each.id for each in (*keyed, *plain)), "damaged")
+    assert [read_ending(q.get(each.id).ending).key for each in keyed] == [key] * 3
+    for each in plain:
+        ending = q.get(each.id).ending
+        assert read_ending(ending).key is None
+        assert ending[0] == 0x9D, "one element less, and no byte more than before there were keys"
+    assert read_ending(q.get("damaged").ending).key is None
 
 
 @pytest.mark.parametrize("into", STATES)

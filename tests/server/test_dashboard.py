@@ -332,6 +332,31 @@ def test_jobs_are_found_cancelled_retried_and_deleted(browser, site):
     assert site.get(f"/jobs/hostile/{dead}")["generation"] == 1
 
 
+def test_the_search_finds_by_id_task_and_key(browser, site):
+    named = site.enqueue("echo", "x", queue="found", id="order-17")
+    keyed = site.enqueue("echo", "x", queue="found", key="order-17")
+    other = site.enqueue("other", queue="found")
+    open_(browser, site, "/jobs")
+    for text, expected in (
+        ("order-17", [named, keyed]),
+        (f"found/{named}", [named]),
+        (keyed, [keyed]),
+        ("other", [other]),
+    ):
+        browser.get_by_label("Search").fill(text)
+        browser.get_by_label("Search").press("Enter")
+        expect(browser.locator("tbody tr")).to_have_count(len(expected))
+        for id in expected:
+            expect(browser.locator(f"tbody tr[data-job='{id}']")).to_be_visible()
+    browser.get_by_label("Search").fill("order-17")
+    browser.get_by_label("Search").press("Enter")
+    row = browser.locator(f"tbody tr[data-job='{keyed}']")
+    expect(row).to_contain_text("key order-17")
+    row.locator("a").click()
+    browser.locator(".facts").get_by_role("link", name="order-17").click()
+    expect(browser.locator("tbody tr")).to_have_count(2)
+
+
 def test_jobs_are_filtered_by_state_queue_and_error(browser, site, hostile):
     open_(browser, site, "/jobs")
     browser.get_by_label("State").select_option("dead")

@@ -95,15 +95,40 @@ def test_all_options_are_stored(served):
         "result_ttl": 9,
         "on_disconnect": "continue",
         "headers": {"trace": "abc"},
+        "key": "order-17",
     }
 
     assert client.post("/api/v1/jobs", json={"task": "unknown"} | options).status_code == 201
 
     job = client.get("/api/v1/jobs/other/one").json()
-    assert (job["state"], job["priority"]) == ("scheduled", "low")
+    assert (job["state"], job["priority"], job["key"]) == ("scheduled", "low", "order-17")
     assert job["due"] - job["created"] >= 59_000
     at = client.post("/api/v1/jobs", json={"task": "unknown", "queue": "other", "at": job["due"] + 1000}).json()["id"]
     assert client.get(f"/api/v1/jobs/other/{at}").json()["due"] == job["due"] + 1000
+
+
+def test_jobs_are_found_by_key_and_by_what_is_searched(served):
+    client = served.client("operate")
+    call = {"task": "send", "queue": "mail"}
+    keyed = client.post("/api/v1/jobs", json=call | {"key": "order-17"}).json()["id"]
+    named = client.post("/api/v1/jobs", json=call | {"id": "order-17"}).json()["id"]
+    other = client.post("/api/v1/jobs", json=call | {"key": "order-18", "task": "other"}).json()["id"]
+
+    def found(**query: str) -> set[str]:
+        answer = client.get("/api/v1/jobs", params=query)
+        assert answer.status_code == 200, answer.text
+        return {job["id"] for job in answer.json()["items"]}
+
+    assert found(key="order-17") == {keyed}
+    assert found(search="order-17") == {keyed, named}
+    assert found(search="other") == {other}
+    assert found(search="mail/order-17") == {named}
+    assert found(search="nothing/at/all") == set()
+    assert client.post("/api/v1/jobs", json=call | {"key": "no key"}).status_code == 400
+    assert client.get("/api/v1/jobs", params={"search": ""}).status_code == 400
+    client.post("/api/v1/jobs/mail/order-17/cancel", json={})
+    assert client.post(f"/api/v1/jobs/mail/{keyed}/cancel", json={}).json()["state"] == "cancelled"
+    assert found(search="order-17", state="cancelled") == {keyed, named}
 
 
 def test_an_id_makes_a_call_idempotent(served):

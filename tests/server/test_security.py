@@ -321,6 +321,7 @@ def test_a_token_for_one_queue_learns_nothing_of_another(sqlite_served):
         answers = [client.get(f"/api/v1/{path}", params=asked) for path in ("jobs", "dead")]
         answers += [client.post(f"/api/v1/dead/{path}", json=asked) for path in ("delete", "replay")]
         assert [answer.status_code for answer in answers] == [403] * 4, "whether there is such a job or not"
+        assert client.get("/api/v1/jobs", params={"search": f"secret/{id}"}).json()["items"] == []
 
 
 # 2. From where: pages of another origin

@@ -224,6 +224,7 @@ def show_job(job: Job, *, as_json: bool) -> None:
         ("job", job),
         ("state", job.state),
         ("task", job.task),
+        ("key", job.key or ""),
         ("priority", job.priority),
         ("created", moment(job.created)),
         ("due", moment(job.due)),

@@ -105,6 +105,7 @@ def worker(*, queues: str | None, **given: Any) -> int:
 @click.option("--queue", help="Queue, instead of the task's own.")
 @click.option("--delay", type=click.FloatRange(0), help="Seconds until it is ready.")
 @click.option("--id", "id", help="An id: while it is known, the same call does nothing more.")
+@click.option("--key", help="What the job is about: it is found by that.")
 @click.option("--priority", type=click.Choice(PRIORITIES))
 @click.option("--durability", type=click.Choice(["fsync"]), help="Return when it is on the store's disk.")
 @click.option("--wait", is_flag=True, help="Wait for the job to end and print its result as JSON.")
@@ -118,6 +119,7 @@ def enqueue(
     queue: str | None,
     delay: float | None,
     id: str | None,
+    key: str | None,
     priority: Priority | None,
     durability: Durability,
     wait: bool,
@@ -134,7 +136,7 @@ def enqueue(
     app, found = load_task(task)
     positional, named = typed(found, *given)
     with using(app, url):
-        chosen = found.options(delay=delay, id=id, priority=priority, queue=queue, durability=durability)
+        chosen = found.options(delay=delay, id=id, key=key, priority=priority, queue=queue, durability=durability)
         handle = chosen.enqueue(*positional, **named)
         if not wait:
             click.echo(str(handle))

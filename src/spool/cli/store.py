@@ -66,17 +66,19 @@ def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
         *,
         queue: tuple[str, ...],
         task: str | None,
+        key: str | None,
         error: str | None,
         since: dt.datetime | dt.timedelta | None,
         until: dt.datetime | dt.timedelta | None,
         **others: Any,
     ) -> Any:
-        given = {"queue": queue or None, "task": task, "error": error, "since": since, "until": until}
+        given = {"queue": queue or None, "task": task, "key": key, "error": error, "since": since, "until": until}
         return command(filters={name: value for name, value in given.items() if value is not None}, **others)
 
     options = (
         click.option("--queue", multiple=True, help="Only this queue; may be repeated. Default all."),
         click.option("--task", help="Only jobs of this task."),
+        click.option("--key", help="Only jobs with this key."),
         click.option("--error", metavar="TEXT", help="Only jobs whose last error contains this: 'Type: message'."),
         click.option("--since", type=Moment(), help="Only jobs that ended (or else were created) since then,"),
         click.option("--until", type=Moment(), help="and before then: 90s, 30m, 2h, 7d ago, or ISO with zone."),

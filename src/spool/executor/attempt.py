@@ -29,6 +29,7 @@ from spool.job import (
     Record,
     Tally,
     encode_ending,
+    encode_fields,
     extend_tally,
     read_tally,
 )
@@ -262,7 +263,8 @@ def done(run: Run, result: bytes) -> Done:
     """Settle as done; ``result`` is msgpack."""
     recipe, record, offset = run.recipe, run.record, run.offset
     run.at = started = offset + run.began // 1_000_000
-    ending = Ending(
+    # The fields of an `Ending`, as a tuple: this is made for each job, and a tuple is made and encoded sooner.
+    ending: tuple[object, ...] = (
         VERSION,
         "done",
         record.task,
@@ -277,7 +279,9 @@ def done(run: Run, result: bytes) -> Done:
         run.tally,
         record.priority,
     )
-    return Done(run.id, run.fence, encode_ending(ending), recipe.ttl)
+    if record.key is not None:
+        ending = (*ending, None, record.key)  # behind the signature, which comes later
+    return Done(run.id, run.fence, encode_fields(ending), recipe.ttl)
 
 
 def cancelled(run: Run, reason: str) -> Cancelled:
@@ -296,6 +300,7 @@ def cancelled(run: Run, reason: str) -> Cancelled:
         worker=run.recipe.worker,
         tally=run.tally,
         priority=record.priority,
+        key=record.key,
     )
     return Cancelled(run.id, run.fence, encode_ending(ending), run.recipe.ttl)
 

@@ -32,7 +32,7 @@ RESULT: Final = 8
 REASON: Final = 9
 TALLY: Final = 11
 SIGNATURE: Final[dict[Kind, int]] = {"job": 14, "result": 13}
-"""In either the element behind those of this release. What is appended later comes behind the signature."""
+"""Behind the elements that the first release that signs had; what was appended later comes behind the signature."""
 
 OURS: Final = frozenset({"Undecodable", "Unroutable", "WorkerCrashed", "Unsigned", "BadSignature", "Undecryptable"})
 """Types of errors whose messages say nothing of what a job is about, and are needed by those who have no key."""
@@ -123,7 +123,9 @@ class Envelope:
             reason = self._seal_text(_text(elements[REASON]), _context("reason", queue, settled.id))
             elements[REASON] = _raw(reason)
         if self._signing is not None and isinstance(settled, Done):
-            elements.append(self._signing.sign("result", queue, settled.id, elements))
+            at = SIGNATURE["result"]
+            others = [*elements[:at], *elements[at + 1 :]]
+            elements[at : at + 1] = [self._signing.sign("result", queue, settled.id, others)]
         return replace(settled, ending=_encode(elements))
 
     def _seal_tally(self, queue: str, id: str, text: str) -> str:

@@ -28,6 +28,9 @@ class Criteria(msgspec.Struct, frozen=True):
     error: str | None = None
     since: dt.datetime | float | None = None
     until: dt.datetime | float | None = None
+    key: str | None = None
+    search: str | None = None
+    """The job's id, ``queue/id``, task or key."""
 
     @property
     def narrowed(self) -> bool:
@@ -54,6 +57,8 @@ def criteria(
     error: str | None = None,
     since: When | None = None,
     until: When | None = None,
+    key: str | None = None,
+    search: str | None = None,
 ) -> Criteria:
     """Check what was given. Raises `ConfigError`."""
     queues = _several("queue", queue)
@@ -62,9 +67,11 @@ def criteria(
         queues=None if queues is None else tuple(check_name("queue", each) for each in queues),
         states=_states(_several("state", state)),
         task=None if task is None else check_name("task", task.name if isinstance(task, Task) else task),
-        error=_text(error),
+        error=_text("error", error, "some text that the error contains"),
         since=_time("since", since),
         until=_time("until", until),
+        key=None if key is None else check_name("key", key),
+        search=_text("search", search, "an id, a task or a key"),
     )
 
 
@@ -78,11 +85,11 @@ def _several(name: str, given: str | Iterable[str] | None) -> tuple[str, ...] | 
     return tuple(dict.fromkeys(listed))
 
 
-def _text(error: object) -> str | None:
+def _text(name: str, given: object, wanted: str) -> str | None:
     # Every error contains the empty text, which would choose all jobs and look as if it did not.
-    if error is not None and (not isinstance(error, str) or not error):
-        raise ConfigError(f"error must be some text that the error contains, not {error!r:.100}")
-    return error
+    if given is not None and (not isinstance(given, str) or not given):
+        raise ConfigError(f"{name} must be {wanted}, not {given!r:.100}")
+    return given
 
 
 def _states(given: tuple[str, ...] | None) -> tuple[State, ...] | None:

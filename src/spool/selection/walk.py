@@ -108,6 +108,7 @@ class Walk:
         self._since: int | None = None
         self._until: int | None = None
         self._named: dict[str, list[Job]] = {}
+        """By queue, the jobs that are known by their ids: those asked for, or found by what is searched."""
 
     def all(self, visit: Visit) -> Steps[int]:
         """Visit each page; return the sum of what the visits return."""
@@ -124,25 +125,36 @@ class Walk:
             self._start = loaded.now
             self._since, self._until = (_moment(at, loaded.now) for at in (self._chosen.since, self._chosen.until))
         queues = self._chosen.queues
-        if self._chosen.ids is None:
-            return (yield from _known_queues(loaded)) if queues is None else list(queues)
         self._named = {}
+        if self._chosen.ids is None:
+            known = (yield from _known_queues(loaded)) if queues is None else list(queues)
+            yield from self._search(known)
+            return known
         for id in self._chosen.ids:
             job = yield from look_up(id, queues)
             if queues is None or job.queue in queues:
                 self._named.setdefault(job.queue, []).append(job)
         return list(self._named)
 
+    def _search(self, queues: Sequence[str]) -> Steps[None]:
+        """Look for the job whose id is searched: at once, where going through all of them takes its time."""
+        if self._chosen.search is None:
+            return
+        named, slash, id = self._chosen.search.rpartition("/")
+        for queue in queues:
+            if (queue == named or not slash) and (snapshot := (yield Get(queue, id))):
+                self._named[queue] = [view(snapshot)]
+
     def jobs(self, queue: str, state: State, visit: Visit) -> Steps[int]:
         """Visit the jobs of one queue and state, page by page; return the sum of what the visits return."""
+        named = [job for job in self._named.get(queue, ()) if job.state is state and self._matches(job)]
+        total, cursor = (yield from self._visit(queue, state, named, visit)), ""
         if self._chosen.ids is not None:
-            named = [job for job in self._named[queue] if job.state is state]
-            return (yield from self._visit(queue, state, named, visit))
-        total, cursor = 0, ""
+            return total
         while True:
             found = yield Find(queue, state, cursor, PAGE)
             jobs = [view(each) for each in found.jobs]
-            total += yield from self._visit(queue, state, jobs, visit)
+            total += yield from self._visit(queue, state, [job for job in jobs if self._comes_by(job)], visit)
             cursor = found.cursor
             if not cursor or (jobs and self._past(jobs[-1])):
                 return total
@@ -153,14 +165,14 @@ class Walk:
         Raises `ConfigError` for a cursor that is none.
         """
         queues = sorted((yield from self.queues()))
-        if self._chosen.ids is not None:
-            named = [
-                job for queue in queues for state in self.states for job in self._named[queue] if job.state is state
-            ]
-            return Page([job for job in named if self._matches(job)], "")
         places = [(queue, state) for queue in queues for state in self.states]
-        at, inner = self._place(places, cursor)
         jobs: list[Job] = []
+        if not cursor:
+            named = ((job, state) for queue, state in places for job in self._named.get(queue, ()))
+            jobs = [job for job, state in named if job.state is state and self._matches(job)]
+        if self._chosen.ids is not None:
+            return Page(jobs, "")
+        at, inner = self._place(places, cursor)
         reads = 0
         while at < len(places):
             if len(jobs) >= limit or reads == READS:
@@ -168,7 +180,7 @@ class Walk:
             queue, state = places[at]
             found = yield Find(queue, state, inner, min(limit - len(jobs), PAGE))
             seen = [view(each) for each in found.jobs]
-            jobs += [job for job in seen if self._matches(job)]
+            jobs += [job for job in seen if self._comes_by(job)]
             reads += 1
             inner = found.cursor
             if not inner or (seen and self._past(seen[-1])):
@@ -203,14 +215,23 @@ class Walk:
         return ids
 
     def _visit(self, queue: str, state: State, jobs: list[Job], visit: Visit) -> Steps[int]:
-        total, fitting = 0, [job for job in jobs if self._matches(job)]
-        for first in range(0, len(fitting), PAGE):
-            total += yield from visit(queue, state, fitting[first : first + PAGE])
+        total = 0
+        for first in range(0, len(jobs), PAGE):
+            total += yield from visit(queue, state, jobs[first : first + PAGE])
         return total
 
+    def _comes_by(self, job: Job) -> bool:
+        """Whether a job that the store has listed is one of these, and not known by its id already."""
+        search = self._chosen.search
+        if search is not None and (search not in (job.task, job.key) or search in (job.id, str(job))):
+            return False
+        return self._matches(job)
+
     def _matches(self, job: Job) -> bool:
-        task, error = self._chosen.task, self._chosen.error
-        if (task is not None and job.task != task) or (error is not None and error not in job.error):
+        task, key, error = self._chosen.task, self._chosen.key, self._chosen.error
+        if (task is not None and job.task != task) or (key is not None and job.key != key):
+            return False
+        if error is not None and error not in job.error:
             return False
         when = _when(job)
         return (self._since is None or when >= self._since) and (self._until is None or when < self._until)

@@ -18,8 +18,8 @@ from spool.server.routes import Ask, Name, Whole
 class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Jobs that meet every one of these; what is left out is any.
 
-    ``error``: some text of the last error. ``since`` and ``until``: ms since the epoch, when they ended, else were
-    created.
+    ``search``: the job's id, ``queue/id``, task or key. ``error``: some text of the last error. ``since`` and
+    ``until``: ms since the epoch, when they ended, else were created.
     """
 
     queue: list[Name] = []
@@ -28,11 +28,13 @@ class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: Annotated[str, Meta(min_length=1)] | None = None
     since: Whole | None = None
     until: Whole | None = None
+    key: Name | None = None
+    search: Annotated[str, Meta(min_length=1)] | None = None
 
     @property
     def narrowed(self) -> bool:
         """Whether there are jobs that are not chosen."""
-        return any((self.queue, self.id, self.task, self.error, self.since, self.until))
+        return any(given for name, given in msgspec.structs.asdict(self).items() if name in Chosen.__struct_fields__)
 
 
 def select(ask: Ask[Any, Any], by: Chosen, states: Sequence[State] | None) -> Selection:
@@ -51,6 +53,8 @@ def select(ask: Ask[Any, Any], by: Chosen, states: Sequence[State] | None) -> Se
         error=by.error,
         since=_moment(by.since),
         until=_moment(by.until),
+        key=by.key,
+        search=by.search,
     )
 
 

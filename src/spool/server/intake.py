@@ -38,7 +38,7 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``queue`` may be left out for a task that a worker has declared; with it, a task is taken that no worker knows yet,
     and waits, parked, for one that does. ``id`` makes the call idempotent. ``at`` is in milliseconds since the epoch,
-    ``delay``, ``timeout`` and ``result_ttl`` are in seconds.
+    ``delay``, ``timeout`` and ``result_ttl`` are in seconds. ``key`` is what jobs are found by.
     """
 
     task: Name
@@ -55,6 +55,7 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_disconnect: Literal["stop", "continue"] | None = None
     headers: dict[str, str] = {}
     durability: Literal["fsync"] | None = None
+    key: Name | None = None
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -171,6 +172,7 @@ class Intake:
                 request.on_disconnect,
             ),
             checked_headers(request.headers) if request.headers else None,
+            None if request.key is None else check_name("key", request.key),
         )
         return NewJob(
             check_name("job id", request.id) if given else new_id(),

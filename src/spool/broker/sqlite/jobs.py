@@ -355,6 +355,7 @@ def _cancelled(tx: Transaction, row: Row, body: bytes, wish: Cancel) -> bytes:
         reason=wish.reason,
         tally=row.tally,
         priority=row.priority,
+        key=record.key if record else None,
     )
     return encode_ending(ending)
 

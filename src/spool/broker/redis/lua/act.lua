@@ -14,15 +14,33 @@ local function meant(id, body)
   return ending and wanted[state_of(ending) or 'done']
 end
 
+-- The key in a record, nil where there is none. It lies behind what cmsgpack may not know, so it is looked for from the
+-- end: before a signature (spool.protection: an id of up to 32 characters, and 32 bytes) and three nils, ASCII
+-- (spool.job.NAME), behind its length.
+local function key_of(body)
+  local kind, tail = string.byte(body, 1), string.sub(body, -201)
+  if kind == 0x9f then
+    tail = string.sub(tail, 1, -33)
+    tail = string.match(tail, '^(.*)\146[\160-\191][%w_.-]+\196 $') or string.match(tail, '^(.*)\146\217 [%w_.-]+\196 $')
+  elseif kind ~= 0x9e then
+    return nil
+  end
+  if not tail or string.sub(tail, -3) ~= '\192\192\192' then return nil end
+  tail = string.sub(tail, 1, -4)
+  return string.match(tail, '[\160-\191]([%w_.:-]+)$') or string.match(tail, '\217.([%w_.:-]+)$')
+end
+
 -- An encoded Ending of a job that never ends by a worker's hand.
 local function cancelled_ending(id, body)
-  local record, tally = fields_of(body), redis.call('HGET', P .. 'tally', id) or ''
-  local parts = {string.char(0x9d)}
+  local record, tally, key = fields_of(body), redis.call('HGET', P .. 'tally', id) or '', key_of(body)
+  local parts = {string.char(key and 0x9f or 0x9d)}
   for _, value in ipairs({1, 'cancelled', record[2], record[6], record[7], 0, now, read_tally(tally)[2]}) do
     parts[#parts + 1] = cmsgpack.pack(value)
   end
   parts[#parts + 1] = string.char(0xc0)
   for _, value in ipairs({reason, '', tally, record[3]}) do parts[#parts + 1] = cmsgpack.pack(value) end
+  -- A key comes behind the place of a signature.
+  if key then parts[#parts + 1] = '\192' .. cmsgpack.pack(key) end
   return table.concat(parts)
 end
 

@@ -12,7 +12,8 @@ const PAUSE = 700;
 function facts(job) {
     const pairs = [
         ["Queue", h("a", { href: `/jobs?queue=${encodeURIComponent(job.queue)}` }, said(job.queue))], ["Priority", said(job.priority)],
-        ["Id", h("span", { class: "mono" }, said(job.id)), "long"], ["Created", ago(job.created)],
+        ["Id", h("span", { class: "mono" }, said(job.id)), "long"], job.key ? ["Key", h("a", { href: `/jobs?q=${encodeURIComponent(job.key)}` }, said(job.key))] : null,
+        ["Created", ago(job.created)],
         job.due ? ["Due", ago(job.due)] : null, job.started ? ["Started", ago(job.started)] : null, job.finished ? ["Ended", ago(job.finished)] : null,
         job.started && job.finished ? ["Took", duration((job.finished - job.started) / 1000)] : null,
         ["Attempts", String(job.attempts)], ["Failures", String(job.failures)],

@@ -1,4 +1,4 @@
-// Jobs: a list by queue, state, task, error and time, and a search by id or task.
+// Jobs: a list by queue, state, error and time, and a search by id, task or key.
 
 import { get, jobPath, Question } from "../api.js";
 import { showFailure } from "../dialog.js";
@@ -17,7 +17,7 @@ function row(job) {
     const state = h("span", {});
     const [when, attempts, took, error] = [h("td"), h("td", { class: "number", data: { label: "attempts" } }), h("td", { class: "number", data: { label: "took" } }), h("td", { class: "wide clip" })];
     const element = h("tr", { data: { job: job.id } },
-        h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task || "(unknown task)"))),
+        h("th", { scope: "row" }, h("a", { href: jobPath(job.queue, job.id) }, said(job.task || "(unknown task)")), job.key ? h("div", { class: "soft" }, "key ", said(job.key)) : null),
         h("td", { class: "name" }, said(job.queue)), h("td", { class: "mono" }, said(job.id)), h("td", {}, state), h("td", { class: "narrow" }, said(job.priority)), when, attempts, took, error);
     let before = "";
 
@@ -36,17 +36,9 @@ function row(job) {
     return { element, update };
 }
 
-/** What the search means: `queue/id`, an id, or a task. */
-function searched(text) {
-    const [queue, id, ...more] = text.split("/");
-    if (id && !more.length) return { queue, id };
-    if (/^[0-9a-f]{32}$/i.test(text)) return { id: text };
-    return { task: text };
-}
-
 export function open(root) {
     const query = new URLSearchParams(location.search);
-    const search = h("input", { type: "search", name: "q", size: "32", placeholder: "task, id or queue/id", spellcheck: "false", autocomplete: "off" });
+    const search = h("input", { type: "search", name: "q", size: "32", placeholder: "id, task or key", spellcheck: "false", autocomplete: "off" });
     search.value = query.get("q") ?? query.get("task") ?? "";
     const queue = select([["", "all queues"]], "");
     const state = select([["", "any state"], ...STATES.map((each) => [each, each])], query.get("state") ?? "");
@@ -64,10 +56,8 @@ export function open(root) {
     const asked = new Question();
 
     function params() {
-        const by = searched(search.value.trim());
-        const chosen = search.value.trim() ? by : {};
         const from = since.value ? Date.now() - 1000 * Number(since.value) : "";
-        return { queue: chosen.queue ?? wanted, state: state.value, id: chosen.id, task: chosen.task, error: error.value, since: from };
+        return { queue: wanted, state: state.value, search: search.value.trim(), error: error.value, since: from };
     }
 
     async function load(further = false) {

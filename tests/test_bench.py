@@ -226,6 +226,27 @@ def test_each_note_is_read_once(tmp_path):
         assert found.notes == {os.getpid(): [Claims(turn, turn)]}
 
 
+def test_whose_end_is_read_has_its_start_read_as_well(tmp_path, monkeypatch):
+    notes, reader = Notes(), Reader(tmp_path)
+    notes.flush(tmp_path)
+    look, seen = Reader._new, []
+
+    def between(self, path, whole):
+        found = look(self, path, whole)
+        if not seen:  # the worker writes while files are read, after the first of them
+            seen.append(path)
+            notes.starts.extend((0, 7))
+            notes.others.append(Settles(8, ["a"]))
+            notes.flush(tmp_path)
+        return found
+
+    monkeypatch.setattr(Reader, "_new", between)
+    found: list[Noted] = []
+    while not any(each.notes[os.getpid()] for each in found):
+        found.append(reader.read())
+    assert [start for each in found for starts in each.starts for start in starts] == [0, 7]
+
+
 def test_a_killed_process_leaves_half_a_note(tmp_path):
     notes = Notes()
     notes.starts.extend((1, 2))

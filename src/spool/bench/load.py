@@ -51,8 +51,9 @@ class Notes:
         """Starts of a user's task, which is told no number: ids and times."""
 
     def flush(self, directory: Path) -> None:
-        # Handlers in threads may append meanwhile: take what is there by length, never by swapping.
-        count = len(self.starts)
+        # Handlers in threads may append meanwhile: take what is there by length, never by swapping, and no end without
+        # its start.
+        others, count = len(self.others), len(self.starts)
         with (directory / f"{os.getpid()}.starts").open("ab") as file:
             self.starts[:count].tofile(file)
         del self.starts[:count]
@@ -60,10 +61,9 @@ class Notes:
             with (directory / f"{os.getpid()}.named").open("ab") as file:
                 file.writelines(_encode_note(start) + b"\n" for start in self.named[:count])
             del self.named[:count]
-        count = len(self.others)
         with (directory / f"{os.getpid()}.notes").open("ab") as file:
-            file.writelines(_encode_note(note) + b"\n" for note in self.others[:count])
-        del self.others[:count]
+            file.writelines(_encode_note(note) + b"\n" for note in self.others[:others])
+        del self.others[:others]
 
 
 class Noted(msgspec.Struct, frozen=True):
@@ -83,8 +83,12 @@ class Reader:
         self._until: dict[Path, int] = {}
 
     def read(self, ids: Sequence[str] = ()) -> Noted:
-        """Return what is new. ``ids`` by number, where jobs are told none."""
-        return Noted(self.starts(ids), self.notes())
+        """Return what is new, the start of each job whose end is there included.
+
+        ``ids`` by number, where jobs are told none.
+        """
+        notes = self.notes()  # first, since starts are written before them
+        return Noted(self.starts(ids), notes)
 
     def starts(self, ids: Sequence[str] = ()) -> list[array[int]]:
         """Return the starts that each process noted: number, time, number, time, and so on. ``ids`` by number."""

@@ -37,7 +37,7 @@ import asyncio
 import datetime as dt
 import inspect
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeVar, cast
 
@@ -46,6 +46,7 @@ from msgspec.structs import replace
 
 from spool.app import Spool
 from spool.broker import (
+    Around,
     Beat,
     Broker,
     Claim,
@@ -68,7 +69,7 @@ from spool.executor import Executor, Intake
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
 from spool.executor.recording import note_of, recording
-from spool.job import LANES, PRIORITIES, Priority, Snapshot, new_id, read_record
+from spool.job import PRIORITIES, Priority, Snapshot, new_id, read_record
 from spool.settings import seconds
 
 R = TypeVar("R")
@@ -153,7 +154,7 @@ class _Clock:
         return wall + self.ahead, boot + self.ahead
 
 
-class _Sandbox:
+class _Sandbox(Around):
     """A broker in memory that keeps what was enqueued, and with ``inline`` runs it there and then."""
 
     def __init__(self, app: Spool, *, inline: bool) -> None:
@@ -161,12 +162,8 @@ class _Sandbox:
         self._app = app
         self._inline = inline
         self._clock = _Clock()
-        self._broker = SqliteBroker("sqlite://:memory:", clock=self._clock)
+        super().__init__(SqliteBroker("sqlite://:memory:", clock=self._clock))
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def url(self) -> str:
-        return self._broker.url
 
     def call(self, verb: Verb[R]) -> R:
         reply = self._broker.call(verb)
@@ -191,18 +188,6 @@ class _Sandbox:
         if self._loop is None or snapshot is None or snapshot.state.terminal:
             return _settled(snapshot)
         return await self._broker.aended(queue, id, timeout)
-
-    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
-        await self._broker.await_work(queues, timeout, lanes)
-
-    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
-        self._broker.await_orders(queues, timeout)
-
-    def close(self) -> None:
-        self._broker.close()
-
-    async def aclose(self) -> None:
-        await self._broker.aclose()
 
     async def run(self, ahead: int = 0, app: Spool | None = None) -> int:
         """Run all that is ready and all that becomes so while the clock goes on by so many milliseconds."""

@@ -26,8 +26,7 @@ from spool.bench.account import Claims, Outcome, Settles
 from spool.bench.plan import Kind, TaskCall
 from spool.bench.timing import Timing
 from spool.bench.usertask import UserTask
-from spool.broker import Broker, Claim, Claimed, Done, Settle, Settled, Verb, connect
-from spool.job import LANES, Snapshot
+from spool.broker import Around, Broker, Claim, Claimed, Done, Settle, Settled, Verb, connect
 from spool.task import Task
 
 R = TypeVar("R")
@@ -203,17 +202,13 @@ def make(
     return app, [tasks[name] for name in names]
 
 
-class WatchedBroker:
+class WatchedBroker(Around):
     """A broker that passes everything on, and notes when jobs begin to come and which outcomes were accepted."""
 
     def __init__(self, broker: Broker, notes: Notes) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._notes = notes.others
         self._claimed = -PAUSE_NS
-
-    @property
-    def url(self) -> str:
-        return self._broker.url
 
     def call(self, verb: Verb[R]) -> R:
         sent = time.monotonic_ns()
@@ -238,24 +233,6 @@ class WatchedBroker:
             if sent > self._claimed + PAUSE_NS:
                 self._notes.append(Claims(sent, time.monotonic_ns()))
             self._claimed = sent
-
-    def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
-        return self._broker.ended(queue, id, timeout)
-
-    async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
-        return await self._broker.aended(queue, id, timeout)
-
-    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
-        await self._broker.await_work(queues, timeout, lanes)
-
-    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
-        self._broker.await_orders(queues, timeout)
-
-    def close(self) -> None:
-        self._broker.close()
-
-    async def aclose(self) -> None:
-        await self._broker.aclose()
 
 
 def _outcomes(verb: Settle, reply: Settled) -> Settles:

@@ -22,9 +22,9 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 
-from spool.broker import Broker, Claim, Claimed, Enqueue, Settle, Settled, Verb
+from spool.broker import Around, Broker, Claim, Claimed, Enqueue, Settle, Settled, Verb
 from spool.executor import current_job
-from spool.job import LANES, PROCESS, Snapshot
+from spool.job import LANES, PROCESS
 from spool.settings import TaskKind
 
 R = TypeVar("R")
@@ -159,19 +159,15 @@ def read_notes(directory: Path) -> dict[int, list[Note]]:
     return found
 
 
-class TimedBroker:
+class TimedBroker(Around):
     """A broker that passes everything on, and notes its round trips; with a gauge, also what is under way."""
 
     def __init__(self, broker: Broker, notes: list[Any], gauge: Gauge | None = None) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._notes = notes
         self._gauge = gauge or Gauge()
         self._pool = False
         self._left = 0
-
-    @property
-    def url(self) -> str:
-        return self._broker.url
 
     def call(self, verb: Verb[R]) -> R:
         sent = time.monotonic_ns()
@@ -225,12 +221,6 @@ class TimedBroker:
         self._notes.append(Trip("settle", sent, time.monotonic_ns(), [each.id for each in settlements]))
         return reply
 
-    def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
-        return self._broker.ended(queue, id, timeout)
-
-    async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
-        return await self._broker.aended(queue, id, timeout)
-
     async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
         self._gauge.values[2] = self._listening(lanes)
         try:
@@ -240,15 +230,6 @@ class TimedBroker:
 
     def _listening(self, lanes: Sequence[int]) -> int:
         return sum(1 << lane for lane in lanes) | self._left
-
-    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
-        self._broker.await_orders(queues, timeout)
-
-    def close(self) -> None:
-        self._broker.close()
-
-    async def aclose(self) -> None:
-        await self._broker.aclose()
 
 
 def thread_names(notes: Iterable[Note]) -> dict[int, str]:

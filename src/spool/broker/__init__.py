@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from spool.broker.around import Around
 from spool.broker.notes import MAX_LINES, MAX_LOG, MAX_PROGRESS, JobNote, Note, Noted
 from spool.broker.verbs import (
     Act,
@@ -81,6 +82,7 @@ __all__ = [
     "Act",
     "Acted",
     "Action",
+    "Around",
     "Beat",
     "Beaten",
     "Blob",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from spool.broker import Broker, Claim, Claimed, Enqueue, Find, Found, Get, Note, Settle, Verb
-from spool.job import LANES, Snapshot
+from spool.broker import Around, Broker, Claim, Claimed, Enqueue, Find, Found, Get, Note, Settle, Verb
+from spool.job import Snapshot
 from spool.protection.envelope import Envelope
 
 R = TypeVar("R")
 
 
-class Protected:
+class Protected(Around):
     """A broker whose store sees no more than it has to, and is believed no more than it has to be.
 
     It speaks the protocol as the one within does, so whoever uses it does not know of it. Without signing and
@@ -22,7 +22,7 @@ class Protected:
     """
 
     def __init__(self, broker: Broker, envelope: Envelope) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._envelope = envelope
         self._seal: Mapping[type, Callable[[Any], Any]] = {
             Enqueue: self._seal_enqueue,
@@ -34,11 +34,6 @@ class Protected:
             Get: self._open_got,
             Find: self._open_found,
         }
-
-    @property
-    def url(self) -> str:
-        """See `Broker.url`."""
-        return self._broker.url
 
     def call(self, verb: Verb[R]) -> R:
         """See `Broker.call`. Raises `ProtectionError` for jobs that cannot be encrypted."""
@@ -55,22 +50,6 @@ class Protected:
     async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         """See `Broker.aended`."""
         return self._open_got(None, await self._broker.aended(queue, id, timeout))
-
-    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
-        """See `Broker.await_work`."""
-        await self._broker.await_work(queues, timeout, lanes)
-
-    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
-        """See `Broker.await_orders`."""
-        self._broker.await_orders(queues, timeout)
-
-    def close(self) -> None:
-        """See `Broker.close`."""
-        self._broker.close()
-
-    async def aclose(self) -> None:
-        """See `Broker.aclose`."""
-        await self._broker.aclose()
 
     # On the way there
 

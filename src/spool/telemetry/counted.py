@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
-from spool.broker import Broker, Verb
+from spool.broker import Around, Broker, Verb
 from spool.errors import BrokerError, LeaseLost, VersionConflict
 from spool.job import LANES, Snapshot
 
 R = TypeVar("R")
 
 
-class Counted:
+class Counted(Around):
     """A broker as it is, and how often it failed: `errors`.
 
     What says no by right is not counted: `VersionConflict` and `LeaseLost`.
@@ -25,14 +25,9 @@ class Counted:
     """
 
     def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._errors: Counter[str] = Counter()
         self._lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        """See `Broker.url`."""
-        return self._broker.url
 
     def errors(self) -> dict[str, int]:
         """Return how often each kind of `BrokerError` was raised so far, by name."""
@@ -91,11 +86,3 @@ class Counted:
         except BrokerError as error:
             self._count(error)
             raise
-
-    def close(self) -> None:
-        """See `Broker.close`."""
-        self._broker.close()
-
-    async def aclose(self) -> None:
-        """See `Broker.aclose`."""
-        await self._broker.aclose()

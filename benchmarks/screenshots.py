@@ -148,6 +148,7 @@ def main() -> None:
         dress(Path(folder))
         files = results(Path(folder))
         with shop() as url, open_page() as page:
+            # It is time itself that is waited for: the charts show minutes of it.
             time.sleep(max(20.0, given.seconds / 2))
             for name in [each for each in PAGES if each in given.page]:
                 if name == "overview":

@@ -1,6 +1,6 @@
 """Where the time goes: two sums for each job, both of which have to come to what the clock says. Pure functions.
 
-**The job's**: from the call of enqueue until the worker knew that the outcome was accepted. Each seventh attempt was
+**The job's**: from the call of enqueue until the worker knew that the outcome was accepted. Each seventh job was
 noted, and so the claim and the settle that it was part of: the parts of one job follow each other without a gap. The
 clock they are compared with is that of all jobs.
 

@@ -24,7 +24,7 @@ import msgspec
 from spool.app import Spool
 from spool.bench.account import Claims, Outcome, Settles
 from spool.bench.plan import Kind, TaskCall
-from spool.bench.timing import Timing
+from spool.bench.timing import EVERY, TIMED, Timing
 from spool.bench.usertask import UserTask
 from spool.broker import Around, Broker, Claim, Claimed, Done, Settle, Settled, Verb, connect
 from spool.task import Task
@@ -168,38 +168,56 @@ def make(
 ) -> tuple[Spool, Sequence[BenchTask]]:
     """Return an app on a broker, and the tasks that its jobs are of in turn. What handlers see goes to ``notes``."""
     app = Spool(broker)
-    note, seconds, share = notes.starts.extend, load.seconds, load.failing
+    handlers = _handlers(load, notes, timing)
+    names = _MIXED if load.kind == "mixed" else (load.kind,)
+    tasks = {name: app.task(name=f"bench.{name}", queue=QUEUE, retries=0)(handlers[name]) for name in set(names)}
+    return app, [tasks[name] for name in names]
+
+
+def _handlers(load: Load, notes: Notes, timing: Timing | None) -> dict[str, Callable[..., Any]]:
+    note, now, seconds, share = notes.starts.extend, time.monotonic_ns, load.seconds, load.failing
     cpu_seconds = seconds / 10 if load.kind == "mixed" else seconds
+    ran, timed = (timing.ran, TIMED) if timing is not None else (_ignore, EVERY)  # no remainder is as large
 
     async def noop(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
-        note((number, time.monotonic_ns()))
+        note((number, began := now()))
+        if number % EVERY == timed:
+            ran(began)
         return {"processed": True}
 
     def cpu(data: str, number: int) -> dict[str, bool]:
-        note((number, time.monotonic_ns()))
-        end = time.thread_time() + cpu_seconds
-        body = data.encode()
-        while time.thread_time() < end:
-            body = hashlib.sha256(body).digest()
+        note((number, began := now()))
+        _compute(data.encode(), cpu_seconds)
+        if number % EVERY == timed:
+            ran(began)
         return {"processed": True}
 
     async def io(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
-        note((number, time.monotonic_ns()))
+        note((number, began := now()))
         await asyncio.sleep(seconds)
+        if number % EVERY == timed:
+            ran(began)
         return {"processed": True}
 
     async def failing(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
-        note((number, time.monotonic_ns()))
+        note((number, began := now()))
+        if number % EVERY == timed:
+            ran(began)
         if number >= 0 and fails(number, share):
             raise BenchFailure
         return {"processed": True}
 
-    handlers: dict[str, Any] = {"noop": noop, "cpu": cpu, "io": io, "failing": failing}
-    names = _MIXED if load.kind == "mixed" else (load.kind,)
-    if timing is not None:
-        handlers = {name: timing.around(handlers[name], "thread" if name == "cpu" else "async") for name in names}
-    tasks = {name: app.task(name=f"bench.{name}", queue=QUEUE, retries=0)(handlers[name]) for name in set(names)}
-    return app, [tasks[name] for name in names]
+    return {"noop": noop, "cpu": cpu, "io": io, "failing": failing}
+
+
+def _compute(body: bytes, seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        body = hashlib.sha256(body).digest()
+
+
+def _ignore(_began: int) -> None:
+    pass
 
 
 class WatchedBroker(Around):

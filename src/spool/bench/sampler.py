@@ -36,7 +36,7 @@ from spool.errors import ProfileError
 
 INTERVAL: Final = 0.005
 """Seconds from one sample to the next, on average, if there are few threads to look at."""
-SHARE: Final = 0.03
+SHARE: Final = 0.015
 """Of a processor, at most, the sampler takes."""
 _START_SECONDS: Final = 20.0
 _END_SECONDS: Final = 20.0

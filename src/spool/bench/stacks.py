@@ -85,7 +85,7 @@ def _is_handler(function: str, file: str | None) -> bool:
     if file is None:
         return True
     if file.startswith("bench/"):  # the benchmark's own handlers; what surrounds them is no work of theirs
-        return not function.startswith(("timed", "noting", "timed_async", "noting_async"))
+        return not function.startswith(("noting", "noting_async"))
     return not file.startswith(_WORKER)
 
 

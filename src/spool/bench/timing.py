@@ -3,20 +3,19 @@
 Nothing here is in a process that is not being timed. Three things are noted, none of them for each job:
 
 - for each claim and settle, when it was sent and answered, and for which jobs (`Trip`);
-- of every seventh attempt, when its handler was called and when it returned (`Ran`): seven shares no factor with the
-  ten of which a mixed load's jobs come, nor with the sizes of batches;
+- of every seventh job, when its handler was called and when it returned (`Ran`): seven shares no factor with the ten of
+  which a mixed load's jobs come, nor with the sizes of batches. The handlers themselves say so: one more call around
+  each of them would cost as much as a handler that does nothing;
 - in four numbers that other processes can read (`Gauge`), what the worker is waiting for at the moment.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -25,13 +24,14 @@ import msgspec
 from spool.broker import Around, Broker, Claim, Claimed, Enqueue, Settle, Settled, Verb
 from spool.executor import current_job
 from spool.job import LANES, PROCESS
-from spool.settings import TaskKind
 
 R = TypeVar("R")
 Step = Literal["enqueue", "claim", "settle"]
 
 EVERY: Final = 7
-"""Of so many attempts one is timed."""
+"""Of so many jobs one is timed."""
+TIMED: Final = 3
+"""Which one, by its number modulo `EVERY`: of jobs that have waited ever longer, the first would have waited less."""
 _FIELDS: Final = 4
 LEFT: Final = 4
 """Beside the lanes that are listened to: that there were more jobs than the last claim took."""
@@ -95,35 +95,9 @@ class Timing:
     def broker(self, broker: Broker) -> TimedBroker:
         return TimedBroker(broker, self._notes, self._gauge)
 
-    def around(self, fn: Callable[..., Any], kind: TaskKind) -> Callable[..., Any]:
-        """Return a handler like ``fn``, with its signature, of which every seventh call is noted."""
-        # The fourth of each seven: of jobs that have waited ever longer, the first would have waited less.
-        note, now, turn = self._notes.append, time.monotonic_ns, itertools.count(EVERY // 2 + 1)
-        if kind == "async":
-
-            @functools.wraps(fn)
-            async def timed_async(*args: Any, **kwargs: Any) -> Any:
-                if next(turn) % EVERY:
-                    return await fn(*args, **kwargs)
-                began = now()
-                try:
-                    return await fn(*args, **kwargs)
-                finally:
-                    note(Ran(current_job().id, began, now()))
-
-            return timed_async
-
-        @functools.wraps(fn)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if next(turn) % EVERY:
-                return fn(*args, **kwargs)
-            began = now()
-            try:
-                return fn(*args, **kwargs)
-            finally:
-                note(Ran(current_job().id, began, now()))
-
-        return timed
+    def ran(self, began: int) -> None:
+        """Note that the handler of the current job, which was called at ``began``, has just returned or raised."""
+        self._notes.append(Ran(current_job().id, began, time.monotonic_ns()))
 
     def flush(self) -> None:
         """Write down what is there; handlers in threads may append meanwhile."""

@@ -8,6 +8,7 @@ what the user's code enqueues goes to the store of the benchmark too, where nobo
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,7 +18,7 @@ import msgspec
 
 from spool.app import Spool
 from spool.bench.plan import TaskCall
-from spool.bench.timing import Timing
+from spool.bench.timing import EVERY, TIMED, Timing
 from spool.broker import Broker
 from spool.errors import ConfigError, PayloadError
 from spool.executor import current_job
@@ -65,7 +66,7 @@ class UserTask:
         """Return the app that workers are to run: the task on a broker and queue, with its starts noted."""
         app, theirs, settings = Spool(broker), self._app, self.settings
         app.max_payload, app.dedupe_window = theirs.max_payload, theirs.dedupe_window
-        fn = _noting(self._task, noted)
+        fn = _noting(self._task, noted, timing)
         app.task(
             name=settings.name,
             queue=queue,
@@ -79,7 +80,7 @@ class UserTask:
             max_crashes=settings.max_crashes,
             on_disconnect=settings.on_disconnect,
             process=settings.kind == "process",
-        )(fn if timing is None else timing.around(fn, settings.kind))
+        )(fn)
         app.middlewares.extend(theirs.middlewares)
 
         @app.lifespan
@@ -116,22 +117,34 @@ def _typed(task: Task[..., Any], call: TaskCall) -> tuple[Sequence[Any], Mapping
     return task.read_arguments(payload)
 
 
-def _noting(task: Task[..., Any], noted: Noted) -> Callable[..., Any]:
+def _noting(task: Task[..., Any], noted: Noted, timing: Timing | None) -> Callable[..., Any]:
     """Wrap the task's function, of whatever kind, so that each start is noted first; its signature stays."""
     fn, note, now = task.fn, noted.append, time.monotonic_ns
+    ran = timing.ran if timing is not None else None
+    turns = itertools.cycle([turn == TIMED for turn in range(EVERY)])  # it is told no number, so it counts
     if task.settings.kind == "async":
 
         @functools.wraps(fn)
         async def noting_async(*args: Any, **kwargs: Any) -> Any:
-            note((current_job().id, now()))
-            return await fn(*args, **kwargs)
+            note((current_job().id, began := now()))
+            if ran is None or not next(turns):
+                return await fn(*args, **kwargs)
+            try:
+                return await fn(*args, **kwargs)
+            finally:
+                ran(began)
 
         return noting_async
 
     @functools.wraps(fn)
     def noting(*args: Any, **kwargs: Any) -> Any:
-        note((current_job().id, now()))
-        return fn(*args, **kwargs)
+        note((current_job().id, began := now()))
+        if ran is None or not next(turns):
+            return fn(*args, **kwargs)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            ran(began)
 
     return noting
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from spool.broker import Load, Store, connect
 from spool.errors import BrokerUnavailable
-from spool.server.audit import Audit
+from spool.server.audit import Audit, Entry
 from spool.server.auth import ANYBODY
 from spool.server.documents import Documents
 
@@ -63,4 +63,15 @@ async def test_sums_that_were_not_written_stay(monkeypatch):
     assert sorted((entry.target, entry.count) for entry in entries) == [("a", 1), ("b", 7), ("c", 3)]
     await audit.flush()
     assert len((await audit.page("", 100))[0]) == 3
+    await broker.aclose()
+
+
+async def test_entries_of_one_millisecond_are_listed_latest_first():
+    broker = connect("sqlite://:memory:")
+    audit = Audit(broker, 30)
+    for count in range(12):
+        await audit._write(Entry(1_700_000_000_000, "me", "", "", "pause", "mail", 200, count=count))
+
+    entries, _ = await audit.page("", 100)
+    assert [entry.count for entry in entries] == list(reversed(range(12)))
     await broker.aclose()

@@ -30,6 +30,8 @@ SUMS_EVERY: Final = 60.0
 _PRUNE_EVERY: Final = 20
 #: Keys are listed in ascending order, and people want the latest first.
 _END: Final = 10**14
+_TURNS: Final = 10**6
+"""So many entries of one millisecond are kept apart, in the order in which this server wrote them."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -58,6 +60,7 @@ class Audit:
         self._ttl = round(days * 86_400_000)
         self._sums: dict[tuple[str, str, str, str], int] = {}
         self._since_pruning = 0
+        self._written = 0
 
     async def note(
         self, principal: Principal, *, client: str, action: str, target: str, status: int, detail: str = ""
@@ -72,7 +75,9 @@ class Audit:
         self._sums[key] = self._sums.get(key, 0) + count
 
     async def _write(self, entry: Entry) -> None:
-        key = f"{_END - entry.at:014d}-{secrets.token_hex(6)}"
+        self._written += 1
+        turn = -self._written % _TURNS  # counts down, as the time does
+        key = f"{_END - entry.at:014d}-{turn:06d}{secrets.token_hex(6)}"
         await self._broker.acall(Store(KIND, key, _encode(entry), self._ttl))
         self._since_pruning += 1
         if self._since_pruning >= _PRUNE_EVERY:

@@ -5,29 +5,39 @@ python -m benchmarks.beats redis://127.0.0.1:6379/15 --group 10
 ```
 
 Says which part of one core the server takes for the beats of 1,000 worker processes under supervisors of ``--group``
-each, and with their rows on top, over what it takes when nobody asks it anything. A beat is one command for each
-supervisor and second, a writing of rows one for each supervisor and `ROW_EVERY` seconds; they are spread evenly, as
-those of many machines are. The database is emptied.
+each, and with their rows on top. A beat is one command for each supervisor and second, a writing of rows one for each
+supervisor and `ROW_EVERY` seconds; they are spread evenly, as those of many machines are.
+
+Twice: for a server that is asked nothing else, where most of it is that it wakes up (what as many PINGs take is said as
+well), and for one that carries `LOAD` jobs a second, as it would with so many workers. Each figure is the median of
+pairs of some seconds without and with. The database is emptied.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import redis
 
-from spool.broker import Beat, Heartbeat, Store, connect
+from spool.broker import Beat, Claim, Done, Enqueue, Heartbeat, NewJob, Settle, Store, connect
 from spool.job import new_id
 from spool.worker.heartbeat import ROW_EVERY
 
 WORKERS = 1000
-SECONDS = 20
+PAIRS = 5
+SECONDS = 5
 ROW = b"x" * 400
+LOAD = 2000
+"""Jobs a second, enqueued one by one, and claimed and settled in tens."""
+Calls = list[Callable[[], object]]
 
 
-def share(client: redis.Redis, each_second: list[Callable[[], object]]) -> float:
+def share(client: redis.Redis, each_second: Calls) -> float:
     """Return the percentage of a core that the server takes for these calls, made once a second each."""
 
     def used() -> float:
@@ -41,6 +51,41 @@ def share(client: redis.Redis, each_second: list[Callable[[], object]]) -> float
             call()
     time.sleep(max(0.0, began + SECONDS - time.monotonic()))
     return 100 * (used() - before) / (time.monotonic() - began)
+
+
+def cost(client: redis.Redis, each_second: Calls) -> str:
+    """Return what they take over what it takes without them: the median of pairs, and its range."""
+    found = [-share(client, []) + share(client, each_second) for _ in range(PAIRS)]
+    return f"{statistics.median(found):.2f} % of a core ({min(found):.2f} to {max(found):.2f})"
+
+
+def work(url: str) -> None:
+    """Carry `LOAD` jobs a second, for ever."""
+    broker = connect(url)
+    incarnation, record, began = new_id(), b"x" * 300, time.monotonic()
+    for turn in range(1 << 62):
+        if turn % LOAD == 0:
+            broker.call(Beat("busy", [Heartbeat(incarnation, tasks=("a",))]))
+        broker.call(Enqueue("busy", [NewJob(new_id(), record)]))
+        if turn % 10 == 9:
+            jobs = broker.call(Claim("busy", incarnation, seq=turn // 10 + 1, slots=(100, 0))).jobs
+            done = [Done(id, turn // 10 + 1, b"", ttl=0) for id, _ in jobs]
+            broker.call(Settle("busy", incarnation, turn // 10 + 1, done))
+        time.sleep(max(0.0, began + turn / LOAD - time.monotonic()))
+
+
+@contextmanager
+def at_work(url: str) -> Generator[None]:
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(url,), daemon=True)
+    process.start()
+    try:
+        time.sleep(2)
+        if not process.is_alive():
+            raise SystemExit("the load did not start")
+        yield
+    finally:
+        process.kill()
+        process.join()
 
 
 def main() -> None:
@@ -57,13 +102,14 @@ def main() -> None:
             broker.call(Beat("default", [Heartbeat(each, tasks=("a", "b", "c")) for each in group]))
         beats = [Beat("default", [Heartbeat(each) for each in group]) for group in groups]
         rows = [Store("worker", group[0], ROW, 30_000, others=dict.fromkeys(group[1:], ROW)) for group in groups]
-        calls: list[Callable[[], object]] = [lambda beat=beat: broker.call(beat) for beat in beats]
+        calls: Calls = [lambda beat=beat: broker.call(beat) for beat in beats]
         some = round(len(rows) / ROW_EVERY)  # as many as are due in one second
-        idle = share(client, [])
-        print(f"idle:                {idle:.2f} % of a core")
-        print(f"beats:               {share(client, calls) - idle:.2f} % more")
-        calls += [lambda row=row: broker.call(row) for row in rows[:some]]
-        print(f"beats and rows:      {share(client, calls) - idle:.2f} % more")
+        both: Calls = [*calls, *(lambda row=row: broker.call(row) for row in rows[:some])]
+        print(f"asked nothing else: beats {cost(client, calls)}, with rows {cost(client, both)}")
+        print(f"as many PINGs: {cost(client, [client.ping] * len(calls))}")
+        with at_work(arguments.url):
+            print(f"at work ({share(client, []):.0f} % of a core): beats {cost(client, calls)}", end="")
+            print(f", with rows {cost(client, both)}")
         client.flushdb()
     broker.close()
 

@@ -808,9 +808,12 @@ def test_a_token_has_so_many_requests_a_second(small):
 
 def test_so_many_requests_are_under_way_at_once(tmp_path):
     with serving(store(tmp_path), limits=Limits(requests=0)) as served:
-        answer = served.anonymous().get("/healthz")
+        client = served.anonymous()
+        answer = client.get("/readyz")
+        alive = client.get("/healthz")
 
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert alive.status_code == 200, "or it would be restarted for being at work"
 
 
 def test_what_is_no_http_is_refused(sqlite_served):

@@ -117,7 +117,8 @@ class App:
 
     async def _http(self, scope: Any, receive: Any, send: Send) -> None:
         services = self.services
-        if services.under_way >= services.settings.limits.requests:
+        # Who asks whether it lives would restart it, and lose what is under way, for being at work.
+        if services.under_way >= services.settings.limits.requests and scope["path"] != health.ALIVE:
             await _send_problem(send, Refused(503, "too many requests are under way", ((b"retry-after", b"1"),)))
             return
         services.under_way += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -12,6 +12,8 @@ from spool.broker import Load
 from spool.errors import SpoolError
 from spool.server.problems import Problem
 from spool.server.routes import Ask, Operation, Reply
+
+ALIVE: Final = "/healthz"
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -38,7 +40,7 @@ async def ready(ask: Ask[None, None]) -> Any:
 
 
 ROUTES = (
-    Operation("GET", "/healthz", alive, None, "Whether the process serves", response=Health),
+    Operation("GET", ALIVE, alive, None, "Whether the process serves", response=Health),
     Operation(
         "GET",
         "/readyz",

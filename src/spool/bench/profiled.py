@@ -80,7 +80,7 @@ def profiled(
 ) -> Profiled:
     """Carry out a plan `runs_of` times; return what came out, with the document's `Breakdown`.
 
-    A first run does not count: it says how many jobs take ``seconds``, and the others have so many, if they are more
+    Two first runs do not count: they say how many jobs take ``seconds``, and the others have so many, if they are more
     than the plan's. Raises what `spool.bench.run` raises, and `ConfigError` or `ProfileError` if processes cannot be
     recorded.
     """
@@ -89,8 +89,10 @@ def profiled(
     def carry(what: str, plan: Plan, observer: Observer) -> BenchResult:
         return run(plan, url, on_run(what, plan.jobs), observer=observer)
 
-    first = carry("warming up", plan, Bystander())
-    plan = msgspec.structs.replace(plan, jobs=_jobs(plan, first.result.per_s, seconds))
+    # The plan's jobs may be over before it can be told how fast they go.
+    shortest = carry("warming up", plan, Bystander())
+    first = carry("warming up", _longer(plan, shortest, seconds / 3), Bystander())
+    few, plan = (_longer(plan, first, each) for each in (seconds / 6, seconds))
     free: list[BenchResult] = []
     looked: list[BenchResult] = []
     lookers: list[Looker] = []
@@ -102,7 +104,6 @@ def profiled(
             else:
                 free.append(carry("not recording", plan, Bystander()))
     memory = MemoryWatch(side)
-    few = msgspec.structs.replace(plan, jobs=_jobs(plan, first.result.per_s, seconds / 6))
     carry("recording memory", few, memory)
     pairs_found = [
         (one.result.drain_per_s or 0.0, other.result.drain_per_s or 0.0)
@@ -121,8 +122,8 @@ def profiled(
 
 
 def runs_of(pairs: int) -> int:
-    """Return how many runs there are in all: pairs with and without looking, a first one, and one for memory."""
-    return 2 * pairs + 2
+    """Return how many runs there are in all: pairs with and without looking, two first ones, and one for memory."""
+    return 2 * pairs + 3
 
 
 def task_kind(plan: Plan) -> TaskKind:
@@ -132,10 +133,11 @@ def task_kind(plan: Plan) -> TaskKind:
     return "thread" if plan.kind == "cpu" else "async"
 
 
-def _jobs(plan: Plan, per_s: float | None, seconds: float) -> int:
-    """Return how many jobs take so long, in two digits; no fewer than the plan has, or if that is it a few."""
-    wanted = min(_MOST_JOBS, (plan.rate or per_s or 0.0) * seconds)
-    return max(plan.jobs, int(float(f"{wanted:.1e}")))
+def _longer(plan: Plan, seen: BenchResult, seconds: float) -> Plan:
+    """Return the plan with as many jobs as take so long, in two digits, or with its own if they are more."""
+    per_s = plan.rate or (seen.result.drain_per_s if plan.prefill else seen.result.per_s) or 0.0
+    wanted = int(float(f"{min(_MOST_JOBS, per_s * seconds):.1e}"))
+    return msgspec.structs.replace(plan, jobs=max(plan.jobs, wanted))
 
 
 def _merged(profiles: Sequence[Profile | None]) -> Profile | None:

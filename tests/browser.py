@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 PACKAGE = "@sparticuz/chromium@153.0.0"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -101,6 +101,7 @@ def open_page(*expected: str) -> Iterator[Page]:
         if not any(each in text for each in ("ERR_ABORTED", *expected)):
             wrong.append(text)
 
+    expect.set_options(timeout=20_000)  # its own 5 s are little for a page beside a suite on a busy machine
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.program, args=FLAGS, env=env)
         page = browser.new_page()

@@ -11,7 +11,7 @@ import msgspec
 
 from spool.broker import Cancel, Document, JobNote, Load, Loaded, Retire, Settled, Store, Stored
 from spool.errors import StoreCorrupt, VersionConflict
-from spool.job import VERSION, Snapshot, State, read_record, read_tally
+from spool.job import VERSION, Snapshot, State, read_record
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -218,12 +218,16 @@ def readable(read: Callable[[B], T], body: B) -> T | None:
         return None
 
 
-def text_of(entry: Entry) -> tuple[list[int], list[str]]:
-    """The numbers and the lines of a job's tally; as text, since lines of a newer release are kept as they are."""
-    if not entry.tally or not readable(read_tally, entry.tally):
-        return [VERSION, 0, 0, 0, 0, 0], []
+def text_of(entry: Entry) -> tuple[list[Any], list[str]]:
+    """The counts and the lines of a job's tally; as text, since lines of a newer release are kept as they are."""
     head, *lines = entry.tally.split("\n")
-    return json.loads(head), lines
+    try:
+        counts = json.loads(head)
+    except (ValueError, RecursionError):
+        counts = None
+    if isinstance(counts, list) and len(counts) >= 6 and all(type(n) is int and 0 <= n < 2**53 for n in counts[:6]):
+        return counts, lines
+    return [VERSION, 0, 0, 0, 0, 0], []
 
 
 class Documents:

@@ -163,8 +163,9 @@ class TestTally:
         text = extend_tally('[1,1,0,0,0,0,"new"]\n[1,"stopped",1,2,"me","","","","new"]', failed(2), failures=1)
         assert text.startswith('[1,2,1,0,0,0,"new"]\n[1,"stopped",1,2,"me","","","","new"]\n[2,')
 
-    def test_one_that_cannot_be_read_begins_anew(self):
-        assert read_tally(extend_tally("rubbish", failed(1), failures=1)) == (
+    @pytest.mark.parametrize("text", ["rubbish", "[1,1]", f"[1,{2**64 - 1},0,0,0,0]", "[1,0,0,0,0,0]\nrubbish"])
+    def test_one_that_cannot_be_read_begins_anew(self, text):
+        assert read_tally(extend_tally(text, failed(1), failures=1)) == (
             Tally(attempts=1, failures=1),
             [failed(1)],
         )

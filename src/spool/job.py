@@ -188,6 +188,8 @@ class Ending(msgspec.Struct, array_like=True, frozen=True, gc=False):
 NO_TALLY: Final = Tally()
 _decode_tally = msgspec.json.Decoder(Tally).decode
 _decode_attempts = msgspec.json.Decoder(Attempt).decode_lines
+_split_counts = msgspec.json.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(min_length=6)]).decode
+_decode_count = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=0, lt=2**53)]).decode
 _encode_json = msgspec.json.Encoder().encode
 
 #: A tally longer than this loses the tracebacks, then the oldest lines, of its earlier attempts.
@@ -209,6 +211,19 @@ def read_tally(text: str) -> tuple[Tally, list[Attempt]]:
     return tally, attempts
 
 
+def split_tally(text: str) -> tuple[list[Any], str]:
+    """Return the counts of a tally, behind them what a newer release appended as it is, and the lines.
+
+    Where the counts are damaged both begin anew: whoever counts on must not fail for as long as the job is there.
+    """
+    head, _, lines = text.partition("\n")
+    try:
+        counts = _split_counts(head)
+        return [*map(_decode_count, counts[:6]), *counts[6:]], lines
+    except opaque.UNREADABLE:
+        return [VERSION, 0, 0, 0, 0, 0], ""
+
+
 def extend_tally(text: str, attempt: Attempt, *, failures: int = 0, crashes: int = 0) -> str:
     """Return the text of a tally with one attempt more, and with what it adds to the counts.
 
@@ -217,10 +232,9 @@ def extend_tally(text: str, attempt: Attempt, *, failures: int = 0, crashes: int
     """
     try:
         read_tally(text)
-        head, _, rest = text.partition("\n")
-        numbers: list[Any] = msgspec.json.decode(head) if head else msgspec.to_builtins(NO_TALLY)
     except StoreCorrupt:
-        numbers, rest = msgspec.to_builtins(NO_TALLY), ""
+        text = ""
+    numbers, rest = split_tally(text)
     for index, more in ((1, 1), (2, failures), (3, crashes)):
         numbers[index] += more
     lines = rest.split("\n") if rest else []

@@ -54,6 +54,28 @@ from tests.tallies import write_tally
 
 LEASE = 10_000
 CORRUPT = b"\xc1 these bytes are no record"
+NO_TALLIES = (
+    "rubbish",
+    "{}",
+    "7",
+    "[1,1]",
+    "[1,1,1,0,0,0",
+    "[1,1,1,0,0,0]]",
+    "[1,1,1,0,0,0,]",
+    '[1,1,1,0,0,"x"]',
+    "[1,null,0,0,0,0]",
+    "[1,{},0,0,0,0]",
+    "[1,true,0,0,0,0]",
+    "[1,-1,0,0,0,0]",
+    "[1,2.5,0,0,0,0]",
+    "[1,1e999,0,0,0,0]",
+    "[1,9007199254740993,0,0,0,0]",
+    "[1,18446744073709551615,0,0,0,0]",
+    "[1,1,1,0,0,0," + "[" * 5000,
+)
+"""Texts in which what happened to a job cannot be read."""
+NEWER_TAIL = ',123456789012345678,2.5,null,"a]b",[],{"a":[null]}]'
+"""What a newer release may have appended to the counts of a tally."""
 
 
 def record(

@@ -5,7 +5,7 @@ import pytest
 
 from spool.broker import Cancel, Delete, Pause, Replay, Resume
 from spool.job import NIL, Ending, State, read_ending, read_tally
-from tests.contract.driver import CORRUPT, Driver, job, jobs, tally, until
+from tests.contract.driver import CORRUPT, NEWER_TAIL, NO_TALLIES, Driver, job, jobs, tally, until
 from tests.contract.test_enqueue import (
     into_cancelled,
     into_dead,
@@ -313,6 +313,33 @@ def test_replay_of_a_job_without_a_tally(q):
     q.settle("w", q.died("a", text=""))
     assert q.act(Replay(), "a") == ["a"]
     assert q.tally("a").generation == 1
+
+
+def test_replay_of_jobs_whose_tallies_are_damaged(q):
+    texts = dict(zip((f"j{n:02}" for n in range(100)), NO_TALLIES, strict=False))
+    q.worker("w", "first", *texts, "last")
+    q.settle("w", q.died("first"), *(q.died(id, text=text) for id, text in texts.items()), q.died("last"))
+    ids = ["first", *texts, "last"]
+    assert q.act(Replay(), *ids) == ids
+    assert (q.ids(State.READY), q.ids(State.DEAD)) == (ids, [])
+    assert [q.get(id).tally for id in texts] == ["[1,0,0,0,0,1]"] * len(texts)
+    assert q.tally("last").attempts == q.tally("last").generation == 1
+
+
+def test_replay_keeps_what_a_newer_release_appended(q):
+    lines = '[1,"died",1,2,"w","","","",null,"new"]'
+    q.worker("w", "a")
+    q.settle("w", q.died("a", text=f"[1,2,1,0,1,0{NEWER_TAIL}\n{lines}"))
+    assert q.act(Replay(), "a") == ["a"]
+    assert q.get("a").tally == f"[1,2,0,0,1,1{NEWER_TAIL}\n{lines}"
+
+
+def test_cancel_of_jobs_whose_tallies_are_damaged(q):
+    texts = dict(zip((f"j{n:02}" for n in range(100)), NO_TALLIES, strict=False))
+    q.worker("w", *texts)
+    q.settle("w", *(q.released(id, text=text) for id, text in texts.items()))
+    assert q.act(Cancel(), *texts) == list(texts)
+    assert {read_ending(q.get(id).ending).attempts for id in texts} == {0}
 
 
 def test_pause_and_resume(q):

@@ -7,7 +7,7 @@ import pytest
 from spool.broker import Cancel, Replay, Retired
 from spool.errors import LeaseLost
 from spool.job import Attempt, State
-from tests.contract.driver import CORRUPT, LEASE, job, jobs, tally
+from tests.contract.driver import CORRUPT, LEASE, NEWER_TAIL, NO_TALLIES, job, jobs, tally
 
 
 def crash(q, *ids, times=1):
@@ -372,13 +372,30 @@ def test_a_retired_worker_leaves_the_count(q):
     assert q.stats().workers == 1
 
 
-def test_a_tally_that_cannot_be_read_does_not_hold_the_job_up(q):
-    q.worker("w", "a")
-    q.settle("w", q.released("a", text="{this is no tally"))
-    q.take("w")
+def retired(q):
     q.retire("w", "stopped")
-    assert q.state("a") == State.READY
-    assert q.tally("a").attempts == 1
+
+
+def lost(q):
+    q.lose("w", "other")
+
+
+def forgotten(q):
+    q.heartbeat("w", claim_seq=q.last_claim("w").seq, held_ids=())
+
+
+@pytest.mark.parametrize("back", [retired, lost, forgotten])
+def test_tallies_that_cannot_be_read_do_not_hold_the_queue_up(q, back):
+    texts = dict(zip((f"j{n:02}" for n in range(100)), NO_TALLIES, strict=False))
+    q.worker("w", *texts)
+    q.settle("w", *(q.released(id, text=text) for id, text in texts.items()))
+    assert q.take("w") == list(texts)
+    q.beat("other")
+    back(q)
+    assert {id: q.tally(id).attempts for id in texts} == dict.fromkeys(texts, 1)
+    q.enqueue("last")
+    q.retire("w")
+    assert q.take("other") == [*texts, "last"]
 
 
 def test_text_of_any_kind_goes_into_the_tally(q):
@@ -396,6 +413,14 @@ def test_fields_of_a_newer_tally_are_kept(q):
     head, first, _ = q.get("a").tally.split("\n")
     assert json.loads(head) == [1, 2, 0, 0, 0, 0, 77]
     assert first == '[1,"released",1,2,"w","","","","new"]'
+
+
+def test_whatever_a_newer_release_appended_to_the_counts_is_kept(q):
+    q.worker("w", "a")
+    q.settle("w", q.released("a", text=f"[1,1,0,0,0,0{NEWER_TAIL}"))
+    q.take("w")
+    q.retire("w", "lost")
+    assert q.get("a").tally.split("\n")[0] == f"[1,2,0,0,1,0{NEWER_TAIL}"
 
 
 def test_large_numbers_of_a_tally_are_kept(q):

@@ -63,13 +63,12 @@ from spool.job import (
     encode_ending,
     read_ending,
     read_record,
+    split_tally,
 )
 
 RECENT: Final = 10_000
 """How many endings of a queue are listed, and how many blobs kept."""
 PAGE: Final = 1000
-
-_read_numbers = msgspec.json.Decoder(Annotated[list[int], msgspec.Meta(min_length=6)]).decode
 
 
 def record_of(body: bytes | None) -> Record | None:
@@ -80,17 +79,7 @@ def record_of(body: bytes | None) -> Record | None:
         return None
 
 
-def tally_of(row: Row) -> tuple[list[int], str]:
-    """Return the numbers of a tally and its lines as they are: a newer release may have written more than we know."""
-    head, _, lines = row.tally.partition("\n")
-    try:
-        numbers = _read_numbers(head)
-    except msgspec.MsgspecError:
-        return [VERSION, 0, 0, 0, 0, 0], ""
-    return numbers, lines
-
-
-def tally_text(numbers: list[int], lines: str) -> str:
+def tally_text(numbers: list[Any], lines: str) -> str:
     """Return the text of a tally; the oldest lines go when it grows too long."""
     while len(lines) > TALLY_LIMIT and "\n" in lines:
         lines = lines.partition("\n")[2]
@@ -351,7 +340,7 @@ def _cancelled(tx: Transaction, row: Row, body: bytes, wish: Cancel) -> bytes:
         created=record.created if record else 0,
         started=0,
         finished=tx.now,
-        attempts=tally_of(row)[0][1],
+        attempts=split_tally(row.tally)[0][1],
         reason=wish.reason,
         tally=row.tally,
         priority=row.priority,
@@ -383,7 +372,7 @@ def finish(tx: Transaction, queue: Queue, endings: list[tuple[str, int, int, byt
 def _replay(tx: Transaction, queue: Queue, rows: list[Row]) -> list[str]:
     dead = [row for row in rows if row.state == DEAD]
     for row in dead:
-        numbers, lines = tally_of(row)
+        numbers, lines = split_tally(row.tally)
         numbers[2], numbers[3], numbers[5] = 0, 0, numbers[5] + 1
         row.tally = tally_text(numbers, lines)
         queue.to_tail(row)

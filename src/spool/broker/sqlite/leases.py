@@ -25,12 +25,12 @@ from spool.broker import (
     Settled,
     Settlement,
 )
-from spool.broker.sqlite.jobs import RECENT, finish, stamped, tally_of, tally_text
+from spool.broker.sqlite.jobs import RECENT, finish, stamped, tally_text
 from spool.broker.sqlite.notes import drop_notes
 from spool.broker.sqlite.retire import STEP, hand_back, retire_some
 from spool.broker.sqlite.store import CANCELLED, DONE, Queue, Row, Transaction, to_json
 from spool.errors import LeaseLost
-from spool.job import LANES, MAIN, Attempt
+from spool.job import LANES, MAIN, Attempt, split_tally
 
 UNROUTABLE: Final = 100
 """Jobs that one claim lets die because nobody knows their task."""
@@ -258,7 +258,7 @@ def _bury_unroutable(tx: Transaction, queue: Queue, me: _Incarnation, after: int
     if not dead:
         return
     for row in dead:
-        numbers, lines = tally_of(row)
+        numbers, lines = split_tally(row.tally)
         since = row.at or 0
         message = f"no worker knew the task {row.task} for {(tx.now - since) // 1000} s"
         line = to_json(Attempt(numbers[1], "died", since, tx.now, me.name, "Unroutable", message))

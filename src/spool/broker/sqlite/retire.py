@@ -8,9 +8,9 @@ from typing import Final
 import msgspec
 
 from spool.broker import Retire, Retired
-from spool.broker.sqlite.jobs import record_of, tally_of, tally_text
+from spool.broker.sqlite.jobs import record_of, tally_text
 from spool.broker.sqlite.store import RUNNING, Queue, Row, Transaction, to_json
-from spool.job import Attempt
+from spool.job import Attempt, split_tally
 
 STEP: Final = 500
 """Jobs that one call hands back; and that a claim promotes, or takes out of parking."""
@@ -64,7 +64,7 @@ def hand_back(
     """Make running jobs ready again in their old place, or let them die of their last crash."""
     dead: list[str] = []
     for row, body in held:
-        numbers, lines = tally_of(row)
+        numbers, lines = split_tally(row.tally)
         numbers[1] += 1
         numbers[3] += outcome == "crashed"
         numbers[4] += outcome == "lost"

@@ -69,11 +69,14 @@ function act.cancel(id, body)
 end
 
 function act.replay(id, body)
-  if not body or redis.call('ZREM', P .. 'dead', id) == 0 then return false end
-  local numbers, lines = read_tally(redis.call('HGET', P .. 'tally', id))
-  numbers[3], numbers[4], numbers[6] = 0, 0, numbers[6] + 1
-  redis.call('HSET', P .. 'tally', id, write_tally(numbers, lines))
+  if not body or not redis.call('ZSCORE', P .. 'dead', id) then return false end
+  local counts, lines = read_tally(redis.call('HGET', P .. 'tally', id))
+  counts[3], counts[4], counts[6] = 0, 0, counts[6] + 1
   local _, priority, lane = head_of(body)
+  local tally = write_tally(counts, lines)
+  -- Not before all of it has worked out: an error from here on would leave this call's jobs in no set.
+  redis.call('ZREM', P .. 'dead', id)
+  redis.call('HSET', P .. 'tally', id, tally)
   replayed[#replayed + 1] = {lane, priority, id}
   return true
 end

@@ -42,7 +42,7 @@ from spool.broker import (
     Watch,
     connect,
 )
-from spool.broker.redis import RedisBroker, orders
+from spool.broker.redis import RedisBroker, orders, waits
 from spool.chaos import proxy
 from spool.job import (
     NIL,
@@ -415,6 +415,22 @@ class TestWaiting:
             with pytest.raises(errors.BrokerUnavailable):
                 await waiting
             await broker.aclose()
+
+    async def test_a_failure_of_the_waiting_itself_is_told_and_not_the_last_word(self, broker, client, monkeypatch):
+        start_worker(broker)
+        job = new_job()
+        await broker.acall(Enqueue("q", [job]))
+        with monkeypatch.context() as patch:
+            patch.setattr(waits, "read_waits", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await broker.aended("q", job.id, 10)
+        waiting = asyncio.create_task(broker.aended("q", job.id, 10))
+        await auntil(lambda: client.hlen("spool:{q}:waiters"))
+        await asyncio.to_thread(finish, broker)
+        ended = await waiting
+        assert ended is not None
+        assert ended.state is State.DONE
+        await broker.aclose()
 
     def test_threads_wait_side_by_side(self, broker, client):
         start_worker(broker)

@@ -40,6 +40,14 @@ def test_an_ending_is_opaque(q):
     assert q.get("a").ending == b"\x00not msgpack\xff"
 
 
+@pytest.mark.parametrize("state", ["", "foo", "running", "dead"])
+def test_an_ending_of_a_state_that_is_none(q, broker, state):
+    q.settle("w", q.done("a", body=ending(state)))
+    assert (q.state("a"), broker.ended("q", "a", 10).state) == (State.DONE, State.DONE)
+    assert q.ids(State.DONE) == ["a"]
+    assert "a" not in q.ids(State.RUNNING)
+
+
 def test_an_ending_is_kept_for_its_ttl(q):
     q.settle("w", q.done("a", ttl=40), q.cancelled("b", ttl=60_000))
     q.clock.advance(50)

@@ -11,7 +11,7 @@ import pytest
 from spool.broker import Cancel, Claim, Delete, Pause, Replay, Resume
 from spool.errors import LeaseLost
 from spool.job import LANES, MAIN, PROCESS, State
-from tests.contract.driver import job, jobs
+from tests.contract.driver import ending, job, jobs
 
 PROMPT = 1.5
 """Seconds; well below what a broker takes to ask again by itself."""
@@ -75,6 +75,17 @@ def test_a_waiter_is_told_of_each_outcome(q, broker):
     collect = in_thread(broker, "a", "b", "c")
     outcomes(q)
     assert collect() == [q.get("a"), q.get("b"), q.get("c")]
+
+
+async def test_an_ending_of_a_state_that_is_none_is_the_trouble_of_its_job_alone(q, broker):
+    waiting = asyncio.gather(*(broker.aended("q", id, 10) for id in "ab"))
+    await asyncio.sleep(0.02)
+    begin = time.monotonic()
+    await asyncio.to_thread(q.settle, "w", q.done("a", body=ending("foo")), q.done("b"))
+    assert [each.state for each in await waiting] == [State.DONE, State.DONE]
+    assert (await broker.aended("q", "a", 10)).state == State.DONE
+    assert time.monotonic() - begin < PROMPT
+    await broker.aclose()
 
 
 def test_a_waiter_is_told_of_a_cancelled_job(q, broker):

@@ -242,18 +242,22 @@ def _retire(verb: Retire) -> tuple[str, list[Any], Callable[[Any], Any]]:
     return "retire", [verb.incarnation, verb.reason, verb.detail, *blamed], parse
 
 
+def _ended_as(ending: bytes) -> State:
+    """Return how a job ended; as `state_of` in the scripts, where what its worker wrote is damaged or no such state."""
+    try:
+        state = read_ending(ending).state
+    except StoreCorrupt:
+        return State.DONE
+    return State.CANCELLED if state == State.CANCELLED else State.DONE
+
+
 def _snapshot(queue: str, fields: Sequence[Any]) -> Snapshot:
     id_, state, record, tally, ending, due, incarnation, started, finished = fields
     name = state.decode()
-    if name == "ended":
-        try:
-            name = read_ending(ending).state
-        except StoreCorrupt:
-            name = "done"
     return Snapshot(
         queue,
         id_.decode(),
-        State(name),
+        _ended_as(ending) if name == "ended" else State(name),
         record if ending == b"" else None,
         tally.decode(errors="replace"),
         ending or None,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from spool.broker.redis.line import Address, BlockingLine, Line
 from spool.broker.redis.scripts import Call, ended, queue_key, read_waits, wait_call
 from spool.broker.redis.wire import mapped
-from spool.errors import BrokerUnavailable, SpoolError
+from spool.errors import BrokerUnavailable
 from spool.job import Snapshot, new_id
 
 #: Seconds after which a waiter asks again: a notice can be lost, and a registration lasts 60 s.
@@ -127,7 +127,7 @@ class Post:
                 if time.monotonic() - failing > PATIENCE:
                     return self._fail(error)
                 await asyncio.sleep(0.2)
-            except SpoolError as error:
+            except Exception as error:  # noqa: BLE001 - who waits is told, and who comes later is served anew
                 return self._fail(error)
 
     async def _register(self, keys: Iterable[tuple[str, str]]) -> None:
@@ -152,7 +152,7 @@ class Post:
             if not future.done():
                 future.set_result(snapshot)
 
-    def _fail(self, error: SpoolError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._task = None
         for futures in list(self._waits.values()):
             for future in futures:

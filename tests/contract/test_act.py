@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from spool.broker import Cancel, Delete, Pause, Replay, Resume
+from spool.errors import ConfigError
 from spool.job import NIL, Ending, State, read_ending, read_tally
 from tests.contract.driver import CORRUPT, NEWER_TAIL, NO_TALLIES, Driver, job, jobs, tally, until
 from tests.contract.test_enqueue import (
@@ -340,6 +341,17 @@ def test_cancel_of_jobs_whose_tallies_are_damaged(q):
     q.settle("w", *(q.released(id, text=text) for id, text in texts.items()))
     assert q.act(Cancel(), *texts) == list(texts)
     assert {read_ending(q.get(id).ending).attempts for id in texts} == {0}
+
+
+@pytest.mark.parametrize("action", [Cancel(), Replay(), Delete()])
+def test_more_than_a_thousand_at_once_are_refused(q, action):
+    ids = q.worker("w", *jobs(1001))
+    q.settle("w", *(q.died(id) for id in ids))
+    with pytest.raises(ConfigError, match="1,001 jobs are too many to be acted on at once: at most 1,000"):
+        q.act(action, *ids)
+    assert q.stats().dead == 1001
+    assert q.act(Replay(), *ids[:1000]) == ids[:1000]
+    assert (sum(q.stats().ready), q.stats().dead) == (1000, 1)
 
 
 def test_pause_and_resume(q):

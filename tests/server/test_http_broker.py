@@ -202,6 +202,13 @@ class TestBadServers:
         answer = sqlite_served.client().post("/api/v1/verbs/find", content=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]) == (422, "ConfigError")
 
+    def test_more_jobs_than_one_request_may_act_on(self, sqlite_served):
+        headers = {"content-type": wire.MEDIA, "spool-protocol": wire.SPOKEN}
+        body = wire.encode({"queue": "q", "action": {"type": "Replay"}, "ids": ["a"] * 1001})
+        answer = sqlite_served.client().post("/api/v1/verbs/act", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (422, "ConfigError")
+        assert "at most 1,000" in answer.json()["detail"]
+
     def test_names_that_would_become_part_of_others_keys_are_refused(self, sqlite_served):
         with at(sqlite_served) as broker:
             for verb in (Enqueue("q}", []), Enqueue("q", [NewJob("a\nb", b"")]), Retire("q", "a b"), Load("a:{b}")):

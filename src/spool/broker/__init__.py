@@ -26,6 +26,7 @@ from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from spool.broker.around import Around
+from spool.broker.documents import Document, Load, Loaded, Store, Stored
 from spool.broker.notes import MAX_LINES, MAX_LOG, MAX_PROGRESS, JobNote, Note, Noted
 from spool.broker.verbs import (
     Act,
@@ -40,7 +41,6 @@ from spool.broker.verbs import (
     Claimed,
     Delete,
     Died,
-    Document,
     Done,
     Enqueue,
     Enqueued,
@@ -48,8 +48,6 @@ from spool.broker.verbs import (
     Found,
     Get,
     Heartbeat,
-    Load,
-    Loaded,
     NewJob,
     Orders,
     Pause,
@@ -65,8 +63,6 @@ from spool.broker.verbs import (
     Settled,
     Settlement,
     Stats,
-    Store,
-    Stored,
     Verb,
     Watch,
     Watched,

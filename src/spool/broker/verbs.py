@@ -148,6 +148,10 @@ class Acted(msgspec.Struct, frozen=True):
     changed: list[str] = []
 
 
+MAX_ACT: Final = 1000
+"""Jobs that one `Act` may name."""
+
+
 class Act(Verb[Acted], frozen=True):
     """Do something to the named jobs, at most 1,000 a call; those it does not apply to are passed over.
 
@@ -160,6 +164,11 @@ class Act(Verb[Acted], frozen=True):
     ids: Sequence[str] = ()
     states: Sequence[State] = ()
     """Only jobs that are in one of these now; none named: in any."""
+
+    def __post_init__(self) -> None:
+        # Here, and not in each store: on Redis a few thousand are more than a script can move in one step.
+        if len(self.ids) > MAX_ACT:
+            raise ConfigError(f"{len(self.ids):,} jobs are too many to be acted on at once: at most {MAX_ACT:,}")
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
@@ -451,50 +460,3 @@ class Watch(Verb[Watched], frozen=True):
     queue: str
     cursor: str = ""
     limit: Number = 1000
-
-
-class Document(msgspec.Struct, frozen=True):
-    """A small thing that spans queues: a worker's row, a schedule, a token. ``version`` counts its writes from 1."""
-
-    key: str
-    version: int
-    body: bytes
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """Reply of `Load`."""
-
-    now: int
-    documents: list[Document]
-    cursor: str = ""
-
-
-class Load(Verb[Loaded], frozen=True):
-    """List the documents of a kind, by key, from after ``cursor``; kind "queue" the queues known, without bodies."""
-
-    kind: str
-    cursor: str = ""
-    """A key: the list begins with the next one."""
-    limit: Number = 1000
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """Reply of `Store`: the document's version now; 0 once removed."""
-
-    now: int
-    version: int
-
-
-class Store(Verb[Stored], frozen=True):
-    """Write a document (``body`` None removes it), for ``ttl`` milliseconds if that is not 0.
-
-    With ``if_version`` only if the present version is that (0: not there); otherwise raises `VersionConflict`.
-    ``others``: further documents of that kind to be written for as long, by key, whatever their versions are.
-    """
-
-    kind: str
-    key: str
-    body: bytes | None
-    ttl: Number = 0
-    if_version: Number | None = None
-    others: dict[str, bytes] = {}

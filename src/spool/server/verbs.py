@@ -282,8 +282,6 @@ def _check_size(asked: Any) -> None:
             raise ConfigError(f"at most {MAX_ENDS:,} jobs can be waited for at once")
         case Note() if len(asked.notes) > 1000:
             raise ConfigError("at most 1,000 notes can be kept at once")
-        case Act() if len(asked.ids) > 1000:
-            raise ConfigError("at most 1,000 jobs can be acted on at once")
         case _:
             pass
 

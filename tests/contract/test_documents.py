@@ -124,6 +124,24 @@ def test_an_expired_document_is_not_there_for_a_condition(store_, clock):
     assert store_("a", b"2", if_version=0).version == 1
 
 
+def test_very_many_that_expired_together_are_all_gone_at_once(load, store_, clock):
+    keys = [f"k{number:03}" for number in range(450)]
+    store_(keys[0], b"1", ttl=10, others=dict.fromkeys(keys[1:], b"1"))
+    store_("a", b"stays")
+    store_("z", b"stays longer", ttl=60_000)
+    clock.advance(10)
+    assert [each.key for each in load().documents] == ["a", "z"]
+    assert store_(keys[300], b"2", if_version=0, others={keys[301]: b"2"}).version == 1
+    with pytest.raises(VersionConflict):
+        store_(keys[-1], b"2", if_version=1)
+    assert load().documents == [
+        Document("a", 1, b"stays"),
+        Document(keys[300], 1, b"2"),
+        Document(keys[301], 1, b"2"),
+        Document("z", 1, b"stays longer"),
+    ]
+
+
 def test_if_version_writes_only_over_that_version(load, store_):
     assert store_("a", b"1", if_version=0).version == 1
     assert store_("a", b"2", if_version=1).version == 2

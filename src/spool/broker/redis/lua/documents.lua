@@ -6,14 +6,20 @@
 local verb, kind = ARGV[2], ARGV[3]
 local rows, expiry = P .. 'doc:' .. kind, P .. 'docx:' .. kind
 
-local function read(key)
-  local version, body = string.match(redis.call('HGET', rows, key) or '', '^(%d+):(.*)$')
-  return tonumber(version or 0), body
-end
-
-for _, key in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 100)) do
+local expired = redis.call('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 100)
+for _, key in ipairs(expired) do
   redis.call('ZREM', expiry, key)
   redis.call('HDEL', rows, key)
+end
+local more = #expired == 100 -- which are to go with the next calls, and are not there any more either
+
+local function gone(key)
+  return more and (tonumber(redis.call('ZSCORE', expiry, key) or nil) or now + 1) <= now
+end
+
+local function read(key)
+  local version, body = string.match(not gone(key) and redis.call('HGET', rows, key) or '', '^(%d+):(.*)$')
+  return tonumber(version or 0), body
 end
 
 if verb == 'load' then
@@ -21,7 +27,7 @@ if verb == 'load' then
   local keys = kind == 'queue' and redis.call('SMEMBERS', P .. 'queues') or redis.call('HKEYS', rows)
   table.sort(keys)
   for _, key in ipairs(keys) do
-    if key > cursor then
+    if key > cursor and not gone(key) then
       if (#reply - 2) / 3 == limit then
         reply[2] = reply[#reply - 2]
         break

@@ -62,6 +62,7 @@ from spool.errors import BrokerUnavailable, LeaseLost
 from spool.job import (
     LANES,
     MAIN,
+    NAME,
     PRIORITIES,
     VERSION,
     Attempt,
@@ -293,7 +294,7 @@ class ModelBroker:
             reason=wish.reason,
             tally=entry.tally,
             priority=entry.priority,
-            key=record.key if record else None,
+            key=record.key if record and NAME.fullmatch(record.key or "") else None,
         )
         self._end(queue, entry, State.CANCELLED, encode_ending(ending), wish.ttl)
         return True

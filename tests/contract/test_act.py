@@ -58,6 +58,38 @@ def test_what_is_cancelled_keeps_its_key(q, key):
     assert read_ending(q.get("damaged").ending).key is None
 
 
+NO_KEYS = [
+    "",
+    " ",
+    "a b",
+    "a\nb",
+    "-a",
+    ".a",
+    "\u00e9",
+    "\u00fcabc",
+    "\u00e3abc",  # whose last byte but those of "abc" is also how a text of three begins
+    "\u1023abc",
+    "\U0001f4a3abc",
+    "x\u00b5" + "a" * 21,
+    "-" * 32,
+    "\u0661" + "b" * 40,
+    "x" * 128,
+    "x" * 160,
+    "x" * 200,
+    "x" * 300,
+]
+
+
+@pytest.mark.parametrize("last", ["\u0440", "\u1023", "\U0001f4a3", "", "x" * 40])
+def test_what_is_cancelled_keeps_no_key_that_is_none(q, last):
+    headers = {"last": last}
+    for number, key in enumerate((*NO_KEYS, "abc")):
+        q.enqueue(job(f"j{number:02}", key=key, headers=headers))
+    ids = q.ids(State.READY)
+    assert q.act(Cancel(), *ids) == ids
+    assert [read_ending(q.get(id).ending).key for id in ids] == [None] * len(NO_KEYS) + ["abc"]
+
+
 @pytest.mark.parametrize("into", STATES)
 def test_cancel_ends_what_has_not_started(q, into):
     state = bring(q, into)

@@ -53,6 +53,7 @@ from spool.broker.sqlite.store import (
 from spool.errors import ConfigError, StoreCorrupt, VersionConflict
 from spool.job import (
     LANES,
+    NAME,
     PRIORITIES,
     TALLY_LIMIT,
     VERSION,
@@ -344,7 +345,7 @@ def _cancelled(tx: Transaction, row: Row, body: bytes, wish: Cancel) -> bytes:
         reason=wish.reason,
         tally=row.tally,
         priority=row.priority,
-        key=record.key if record else None,
+        key=record.key if record and NAME.fullmatch(record.key or "") else None,
     )
     return encode_ending(ending)
 

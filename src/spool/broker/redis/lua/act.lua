@@ -14,6 +14,21 @@ local function meant(id, body)
   return ending and wanted[state_of(ending) or 'done']
 end
 
+-- The msgpack text at the end of what is given, nil if it is no name (spool.job.NAME).
+local function name_at_end(tail)
+  local name = string.match(tail, '[\160-\191]([%w_][%w_.:-]*)$')
+  if not name then
+    name = string.match(tail, '\217.([%w_][%w_.:-]*)$')
+    return name and #name < 128 and string.byte(tail, -#name - 1) == #name and name or nil
+  end
+  if string.byte(tail, -#name - 1) ~= 160 + #name then return nil end
+  -- What looks like its length may be the last byte of a letter instead, of a longer text that is no name.
+  local lead, more = string.match(string.sub(tail, 1, -#name - 1), '([\194-\244])([\128-\191]+)$')
+  local first = lead and string.byte(lead)
+  local inside = lead and #more <= (first >= 240 and 3 or first >= 224 and 2 or 1)
+  return not inside and name or nil
+end
+
 -- The key in a record, nil where there is none. It lies behind what cmsgpack may not know, so it is looked for from the
 -- end: before a signature (spool.protection: an id of up to 32 characters, and 32 bytes) and three nils, ASCII
 -- (spool.job.NAME), behind its length.
@@ -26,8 +41,7 @@ local function key_of(body)
     return nil
   end
   if not tail or string.sub(tail, -3) ~= '\192\192\192' then return nil end
-  tail = string.sub(tail, 1, -4)
-  return string.match(tail, '[\160-\191]([%w_.:-]+)$') or string.match(tail, '\217.([%w_.:-]+)$')
+  return name_at_end(string.sub(tail, 1, -4))
 end
 
 -- An encoded Ending of a job that never ends by a worker's hand.

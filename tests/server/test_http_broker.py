@@ -178,6 +178,45 @@ class TestBadServers:
                         await call
                     assert type(caught.value) is kind
 
+    @pytest.mark.parametrize(
+        ("status", "body", "headers", "said"),
+        [
+            (502, b'{"detail":"passerelle ind\xe9finie"}', {}, "cannot serve now: passerelle ind\ufffdfinie"),
+            (200, b"\x81\xa6cursor\xa1\xe9", {"spool_protocol": wire.SPOKEN}, "cannot read"),
+        ],
+    )
+    async def test_what_is_no_utf_8_is_an_error_as_any_other(self, status, body, headers, said):
+        with stranger(status, body, **headers) as url:
+            async with aclosing(connect(url)) as broker:
+                for call in (broker.acall(Load("task")), asyncio.to_thread(broker.call, Load("task"))):
+                    with pytest.raises(errors.BrokerError, match=said):
+                        await call
+
+    @pytest.mark.parametrize(
+        ("status", "body", "kind"),
+        [
+            (502, b'{"detail":"ind\xe9finie"}', errors.BrokerUnavailable),
+            (200, b"\0\0\0\4\x93\xa1\xe9\x90", errors.BrokerError),  # a frame with a queue that is no text
+        ],
+    )
+    async def test_who_waits_hears_of_what_is_no_utf_8(self, status, body, kind, monkeypatch):
+        monkeypatch.setattr(ends, "PATIENCE", 0.0)
+        with stranger(status, body, spool_protocol=wire.SPOKEN) as url:
+            async with aclosing(connect(url)) as broker:
+                with pytest.raises(kind):
+                    await asyncio.wait_for(broker.aended("q", "a"), 10)
+
+    async def test_whatever_goes_wrong_with_a_wait_its_waiters_are_told(self):
+        async def stream(_: EndsWait):
+            raise RuntimeError("a bug")
+            yield
+
+        waits = ends.Ends(stream, "http://h")
+        for _ in range(2):  # and who comes later is asked for anew
+            with pytest.raises(RuntimeError, match="a bug"):
+                await asyncio.wait_for(waits.wait("q", "a", None), 10)
+        assert not waits._polls
+
     def test_a_server_of_another_protocol(self):
         said = r"runs Spool 7.5.3 and speaks protocol 9.*same release"
         with stranger(200, b"\x90", spool_protocol="9/7.5.3") as url, pytest.raises(errors.BrokerRefused, match=said):

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from spool.broker.http.wire import MAX_ENDS, MAX_WAIT, Ended, EndsWait
-from spool.errors import BrokerUnavailable, SpoolError
+from spool.errors import BrokerUnavailable
 from spool.job import Snapshot
 
 #: Seconds for which a server that fails is asked again before those who wait are told.
@@ -110,7 +110,7 @@ class Ends:
                     self._fail(poll, error)
                     return
                 await asyncio.sleep(PAUSE)
-            except SpoolError as error:
+            except Exception as error:  # noqa: BLE001 - of whatever kind: nobody else would tell those who wait
                 self._fail(poll, error)
                 return
         if poll in self._polls:
@@ -123,7 +123,7 @@ class Ends:
             if not future.done():
                 future.set_result(ended.snapshot)
 
-    def _fail(self, poll: _Poll, error: SpoolError) -> None:
+    def _fail(self, poll: _Poll, error: Exception) -> None:
         if poll in self._polls:
             self._polls.remove(poll)
         for key in poll.keys:

@@ -43,6 +43,7 @@ from spool.broker import (
 )
 from spool.errors import BrokerError, BrokerRefused, BrokerUnavailable, PayloadTooLarge, SpoolError
 from spool.job import LANES, Snapshot
+from spool.opaque import UNREADABLE
 from spool.release import __version__
 
 PROTOCOL: Final = 1
@@ -170,7 +171,7 @@ def read(url: str, request: object, answer: Answer) -> Any:
     check(url, answer)
     try:
         return _readers[type(request)](answer.body) if answer.body else None
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise BrokerError(f"{url} answered {type(request).__name__} with what {_us()} cannot read: {error}") from error
 
 
@@ -194,8 +195,9 @@ def _us() -> str:
 
 def _error(url: str, answer: Answer) -> Exception:
     try:
-        problem = msgspec.json.decode(answer.body, type=Problem)
-    except (msgspec.MsgspecError, RecursionError):
+        # What stands between may answer in another encoding.
+        problem = msgspec.json.decode(answer.body.decode(errors="replace"), type=Problem)
+    except UNREADABLE:
         problem = Problem(detail=f"it answered with HTTP status {answer.status}")
     said = problem.detail or problem.title or f"HTTP status {answer.status}"
     if answer.status == 413 and not problem.error:
@@ -276,7 +278,7 @@ class Frames:
                 return
             try:
                 ended = _read_ended(buffer[_LENGTH.size : end])
-            except (msgspec.MsgspecError, RecursionError) as error:
+            except UNREADABLE as error:
                 raise BrokerError(f"{_us()} cannot read how a job ended: {error}") from error
             del buffer[:end]
             check(self._url, Answer(ended.status, SPOKEN, None, ended.problem))

@@ -701,6 +701,35 @@ class TestConnections:
 
 
 class TestWaiting:
+    async def test_a_wait_of_a_few_seconds_outlasts_a_restart(self, tmp_path):
+        q = Driver(SqliteBroker(f"sqlite:///{tmp_path}/spool.db"), Clock())
+        q.worker("w", "a", "b")
+        with serving(f"sqlite:///{tmp_path}/spool.db", auth=False) as served:
+            port, waiting = served.serving.port, served.serving.app.services.verbs
+            broker = connect(served.url)
+            waits = [
+                asyncio.create_task(broker.aended("q", "a", 10)),
+                asyncio.create_task(asyncio.to_thread(broker.ended, "q", "b", 10)),
+            ]
+            await aeventually(lambda: waiting.ends == 2)
+        with serving(f"sqlite:///{tmp_path}/spool.db", auth=False, port=port):
+            async with aclosing(broker):
+                assert not [each for each in waits if each.done()]
+                q.settle("w", q.done("a"), q.done("b"))
+                assert [(await each).state for each in waits] == [State.DONE] * 2
+        q.broker.close()
+
+    def test_a_wait_that_something_cuts_short_goes_on_until_its_time_is_over(self, monkeypatch):
+        with stranger(200, spool_protocol=wire.SPOKEN) as url:
+            broker, asked = HttpBroker(url), []
+            hear = broker._hear
+            monkeypatch.setattr(broker, "_hear", lambda request: asked.append(request) or hear(request))
+            began = time.monotonic()
+            assert broker.ended("q", "a", 0.5) is None
+            assert time.monotonic() - began >= 0.5
+            assert 2 <= len(asked) <= 4  # and it takes a breath in between
+            broker.close()
+
     async def test_a_thousand_waiters_cost_the_store_a_few_commands(self, redis_url, front):
         store = connect(redis_url)
         front.put_before(store)

@@ -217,7 +217,8 @@ class HttpBroker:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         failing = 0.0
         while True:
-            left = max(0.0, deadline - time.monotonic())
+            begin = time.monotonic()
+            left = max(0.0, deadline - begin)
             try:
                 found = self._hear(EndsWait([(queue, id)], min(left, MAX_WAIT)))
             except BrokerUnavailable:
@@ -229,8 +230,11 @@ class HttpBroker:
             failing = 0.0
             if found:
                 return found[0].snapshot
-            if left <= MAX_WAIT:
+            now = time.monotonic()
+            if now >= deadline:
                 return None
+            if now - begin < min(left, PAUSE):
+                time.sleep(min(PAUSE, deadline - now))  # something cuts our requests short
 
     def _hear(self, request: EndsWait) -> list[Ended]:
         """Return what the whole stream brings."""

@@ -391,6 +391,25 @@ class TestBulk:
         assert caught.value.acknowledged == CHUNK_JOBS == model.call(Stats("default")).ready[2]
         assert isinstance(caught.value.__cause__, ArgumentError)
 
+    def test_what_a_chunk_stored_before_it_ended_halfway_is_counted(self, app, broker, square):
+        def calls():
+            for number in range(CHUNK_JOBS + 1):
+                yield square.call(number)
+            broker.faults = [EnqueueInterrupted("halfway", 1)]
+
+        with pytest.raises(EnqueueInterrupted, match=rf"; {CHUNK_JOBS + 1} jobs are stored: .*halfway") as caught:
+            app.enqueue_many(calls())
+        assert caught.value.acknowledged == CHUNK_JOBS + 1
+
+    def test_what_another_bulk_enqueue_stored_is_not_counted(self, app, square):
+        def calls():
+            yield square.call(1)
+            raise EnqueueInterrupted("of another", 5)
+
+        with pytest.raises(EnqueueInterrupted, match="; 0 jobs are stored") as caught:
+            app.enqueue_many(calls())
+        assert caught.value.acknowledged == 0
+
     async def test_an_error_in_a_loop(self, app, broker, square):
         broker.faults = [BrokerFull("no room")]
         with pytest.raises(EnqueueInterrupted, match="0 jobs are stored: BrokerFull: no room") as caught:
@@ -404,7 +423,9 @@ class TestBulk:
                     broker.faults = ["reply", BrokerFull("no room")]
                 yield square.call(number)
 
-        with pytest.raises(EnqueueInterrupted, match=f"{CHUNK_JOBS} jobs are stored: .* not known") as caught:
+        with pytest.raises(
+            EnqueueInterrupted, match=f"; at least {CHUNK_JOBS} jobs are stored: .* not known"
+        ) as caught:
             app.enqueue_many(calls())
         assert caught.value.acknowledged == CHUNK_JOBS
         assert isinstance(caught.value.__cause__, BrokerUnavailable)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from spool.broker import Enqueue, Enqueued, NewJob
-from spool.errors import ArgumentError, EnqueueInterrupted, JobConflict
+from spool.errors import ArgumentError, BrokerUnavailable, EnqueueInterrupted, JobConflict
 from spool.settings import Durability, check_durability
 from spool.task import Call
 
@@ -27,6 +27,7 @@ class Bulk:
         self._waiting: dict[str, list[NewJob]] = {}
         self._sizes: dict[str, int] = {}
         self._total = 0
+        self._under_way = 0
 
     def add(self, call: Call) -> Sequence[Enqueue]:
         """Take a call in; return what is to be sent now."""
@@ -49,12 +50,14 @@ class Bulk:
 
     def _take(self, queue: str) -> Enqueue:
         self._total -= self._sizes.pop(queue)
+        self._under_way += 1
         durable = self._durable or queue in self._demanding
         self._demanding.discard(queue)
         return Enqueue(queue, self._waiting.pop(queue), durable=durable)
 
     def acknowledge(self, verb: Enqueue, reply: Enqueued) -> None:
         """Count what is stored. Raises `JobConflict`."""
+        self._under_way -= 1
         conflicts = reply.conflicts
         self.acknowledged += len(verb.jobs) - len(conflicts)
         if conflicts:
@@ -65,7 +68,10 @@ class Bulk:
 
     def interrupted(self, error: Exception) -> EnqueueInterrupted:
         """Return what to raise for an error."""
+        stored = self.acknowledged
+        if self._under_way and isinstance(error, EnqueueInterrupted):  # of an enqueue, not of who makes the calls
+            stored += error.acknowledged
+        least = "at least " if self._under_way and isinstance(error, BrokerUnavailable) else ""
         return EnqueueInterrupted(
-            f"the bulk enqueue stopped; {self.acknowledged:,} jobs are stored: {type(error).__name__}: {error}",
-            self.acknowledged,
+            f"the bulk enqueue stopped; {least}{stored:,} jobs are stored: {type(error).__name__}: {error}", stored
         )

@@ -38,6 +38,7 @@ from spool.broker import (
     Store,
     Watch,
     connect,
+    http,
 )
 from spool.broker.http import HttpBroker, ends, wire
 from spool.broker.http.wire import EndsWait, OrdersWait, WorkWait
@@ -572,6 +573,8 @@ class TestSizes:
             await broker.acall(Enqueue("q", [job(f"j{number:05}", payload="x" * 1000) for number in range(1000)]))
         assert q.totals() == {"enqueued": 1000}
 
+    LARGE = job("large", payload="x" * 200_000)
+
     def learn(self, broker: HttpBroker) -> None:
         with pytest.raises(errors.PayloadTooLarge):
             broker.call(Enqueue("q", [job("a", payload="x" * 200_000)]))
@@ -631,6 +634,62 @@ class TestSizes:
         monkeypatch.setattr(q.broker, "acall", full)
         with pytest.raises(errors.BrokerUnavailable, match=r"of 300 jobs .* are stored: .*no room"):
             small.call(Enqueue("q", [job(f"j{number:05}", payload="x" * 1000) for number in range(300)]))
+
+    async def test_nothing_is_stored_with_a_job_that_is_too_large(self, q, small):
+        many = [*(job(f"j{number:05}", payload="x" * 1000) for number in range(300)), self.LARGE, job("z")]
+        for call in (asyncio.to_thread(small.call, Enqueue("q", many)), small.acall(Enqueue("q", many))):
+            with pytest.raises(errors.PayloadTooLarge, match="takes at most 200,000 a request"):
+                await call
+            assert q.totals() == {}
+        await small.aclose()
+
+    async def test_a_limit_that_is_not_known_for_certain_refuses_nothing(self, q, small, monkeypatch):
+        def read(*given):
+            try:
+                return wire.read(*given)
+            except wire.TooLarge as error:
+                raise wire.TooLarge(str(error), None) from error  # as a proxy would
+
+        monkeypatch.setattr(http, "read", read)
+        monkeypatch.setattr(http, "SMALL", 100_000)
+        many = [job(f"j{number:05}", payload="x" * 1000) for number in range(300)]
+        larger = job("larger", payload="x" * 150_000)
+        await small.acall(Enqueue("q", [*many, larger]))
+        assert q.totals() == {"enqueued": 301}
+        await asyncio.to_thread(small.call, Enqueue("other", [*many, larger]))
+        with pytest.raises(errors.EnqueueInterrupted, match=r"of 303 jobs 301 are stored: .* has 2") as caught:
+            await small.acall(Enqueue("more", [*many, larger, self.LARGE, job("z")]))
+        assert caught.value.acknowledged == 301
+        assert isinstance(caught.value.__cause__, errors.PayloadTooLarge)
+        await small.aclose()
+
+    @pytest.mark.parametrize("kind", [errors.PayloadError, errors.NotDurable])
+    async def test_an_enqueue_that_ends_halfway_says_what_is_stored(self, q, small, monkeypatch, kind):
+        many, store, sizes = [job(f"j{number:05}", payload="x" * 1000) for number in range(400)], q.broker.acall, []
+
+        async def picky(verb):
+            sizes.append(len(verb.jobs))
+            if kind is errors.NotDurable:
+                await store(verb)
+            if len(sizes) == failing:
+                raise kind("not this one")
+            return await store(verb)
+
+        monkeypatch.setattr(q.broker, "acall", picky)
+        for failing in (1, 2, 3):
+            for twin in (small.acall, lambda verb: asyncio.to_thread(small.call, verb)):
+                small._limit = 200_000
+                sizes.clear()
+                error: type[errors.SpoolError] = errors.EnqueueInterrupted
+                if failing == (3 if kind is errors.NotDurable else 1):  # all is stored, or nothing
+                    error = kind
+                with pytest.raises(error, match="not this one") as caught:
+                    await twin(Enqueue(f"q{failing}", many, resend=True))
+                assert len(sizes) == failing
+                if error is not kind:
+                    assert caught.value.acknowledged == sum(sizes[:-1])
+                    assert f"of 400 jobs {sum(sizes[:-1])} are stored" in str(caught.value)
+        await small.aclose()
 
 
 class TestConnections:

@@ -43,7 +43,7 @@ from spool.broker.http.wire import (
     read,
     too_large,
 )
-from spool.errors import BrokerError, BrokerUnavailable, PayloadError, SpoolError
+from spool.errors import BrokerError, BrokerUnavailable, EnqueueInterrupted, NotDurable, PayloadError, SpoolError
 from spool.job import LANES, Snapshot
 
 R = TypeVar("R")
@@ -68,6 +68,8 @@ class HttpBroker:
         self.url = self._address.url
         self._limit = 0
         """Bytes that the server takes in one request; 0 until it has said so."""
+        self._said = 0
+        """The same, as it was said: what a proxy takes, which says nothing, is a guess."""
         self._closed = False
         self._inherited: list[object] = []
         self._reset()
@@ -134,11 +136,11 @@ class HttpBroker:
 
     def _read(self, request: object, answer: Answer, size: int) -> Any:
         if answer.limit is not None and answer.limit.isdigit():
-            self._limit = int(answer.limit)
+            self._limit = self._said = int(answer.limit)
         try:
             return read(self.url, request, answer)
         except TooLarge as error:
-            self._limit = min(error.limit or SMALL, size - 1)
+            self._limit, self._said = min(error.limit or SMALL, size - 1), error.limit or 0
             if isinstance(request, Enqueue) and len(request.jobs) > 1:
                 raise
             raise too_large(self.url, _named(request), size, error.limit) from error
@@ -151,12 +153,12 @@ class HttpBroker:
         sent = _Parts(verb, self.url)
         for _ in range(3):
             try:
-                for part in sent.left(self._limit):
+                for part in sent.left(self._limit, self._said):
                     sent.add(part, self._ask(part))
                 return sent.reply
             except TooLarge:  # the limit is another one now; nothing of this part was stored
                 continue
-            except BrokerError as error:
+            except SpoolError as error:
                 raise sent.failed(error) from error
         raise sent.refused(self._limit)
 
@@ -166,12 +168,12 @@ class HttpBroker:
         sent = _Parts(verb, self.url)
         for _ in range(3):
             try:
-                for part in sent.left(self._limit):
+                for part in sent.left(self._limit, self._said):
                     sent.add(part, await self._aask(part))
                 return sent.reply
             except TooLarge:
                 continue
-            except BrokerError as error:
+            except SpoolError as error:
                 raise sent.failed(error) from error
         raise sent.refused(self._limit)
 
@@ -334,25 +336,39 @@ class _Parts:
     def __init__(self, verb: Enqueue, url: str) -> None:
         self._verb, self._url = verb, url
         self._left = list(verb.jobs)
-        self._begun = False
+        self._parts = 0
+        self._stored = 0
         self.reply = Enqueued(0)
 
-    def left(self, limit: int) -> Sequence[Enqueue]:
-        """Return what is to be sent."""
-        return [replace(self._verb, jobs=jobs) for jobs in _parted(self._left, limit - _MARGIN if limit else 0)]
+    def left(self, limit: int, said: int) -> Sequence[Enqueue]:
+        """Return what is to be sent. Raises `PayloadTooLarge` for a job that is over the limit which the server said.
+
+        All are stored or none, as far as can be told: so it is found out before the others are sent.
+        """
+        most = limit - _MARGIN if limit else 0
+        parts = [replace(self._verb, jobs=jobs) for jobs in _parted(self._left, most)]
+        self._parts = len(parts)
+        for part in parts if said and len(parts) > 1 else ():
+            if len(part.jobs) == 1 and _size(part.jobs) > most and (size := len(_encoded(part))) > said:
+                raise too_large(self._url, _named(part), size, said)
+        return parts
 
     def add(self, part: Enqueue, reply: Enqueued) -> None:
         """Take note that a part is stored."""
-        self._begun = True
+        self._parts -= 1
+        self._stored += len(part.jobs) - len(reply.conflicts)
         del self._left[: len(part.jobs)]
         existing, conflicts = self.reply.existing + reply.existing, self.reply.conflicts + reply.conflicts
         self.reply = Enqueued(reply.now, existing, conflicts)
 
-    def failed(self, error: BrokerError) -> BrokerError:
-        """Return what to raise: that nothing was stored must not be said of a part."""
-        if not self._begun or isinstance(error, BrokerUnavailable):
+    def failed(self, error: SpoolError) -> SpoolError:
+        """Return what to raise: of a part it must not be said that nothing was stored, or that all was."""
+        # One that is not durable is stored: with the last one all are.
+        halfway = self._parts > 1 if isinstance(error, NotDurable) else len(self._left) < len(self._verb.jobs)
+        if not halfway or isinstance(error, BrokerUnavailable):
             return error
-        return BrokerUnavailable(f"of {len(self._verb.jobs):,} jobs all but {len(self._left):,} are stored: {error}")
+        said = f"of {len(self._verb.jobs):,} jobs {self._stored:,} are stored: {error}"
+        return BrokerUnavailable(said) if isinstance(error, BrokerError) else EnqueueInterrupted(said, self._stored)
 
     def refused(self, limit: int) -> SpoolError:
         """Return what to raise for a server whose limit is another one each time."""

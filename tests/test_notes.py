@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from spool import BrokerUnavailable, ConfigError, Handle, Job, Spool, State, current_job, testing
+from spool import BrokerUnavailable, ConfigError, Handle, Job, PayloadTooLarge, Spool, State, current_job, testing
 from spool.broker import MAX_LINES, Note, Settle, connect
 from spool.errors import BrokerError
 from spool.executor.attempt import MESSAGE_LIMIT
 from spool.executor.recording import record
 from spool.worker import notes
 from tests.eventually import aeventually
-from tests.test_worker import Wire, running
+from tests.test_worker import Wire, done, running
 
 logger = logging.getLogger("shop")
 
@@ -266,7 +266,10 @@ async def test_a_job_is_settled_when_its_last_words_are_there_and_others_before(
         assert said(await spoken.ajob()) == ["last words"]
 
 
-@pytest.mark.parametrize("error", [BrokerUnavailable("gone"), BrokerError("unknown verb")])
+@pytest.mark.parametrize(
+    "error",
+    [BrokerUnavailable("gone"), BrokerError("unknown verb"), ConfigError("unknown name"), PayloadTooLarge("limit")],
+)
 async def test_a_store_that_takes_no_notes_does_not_keep_jobs_from_ending(app, wire, error, monkeypatch):
     monkeypatch.setattr(notes, "TRIES", 2)
 
@@ -284,6 +287,77 @@ async def test_a_store_that_takes_no_notes_does_not_keep_jobs_from_ending(app, w
         handles = [await talk.aenqueue() for _ in range(5)]
         assert [await each.aresult(20) for each in handles] == ["done"] * 5
         assert (await handles[0].ajob()).log == []
+
+
+def lines_of(verb: Any) -> int:
+    return sum(len(note.lines) for note in verb.notes) if isinstance(verb, Note) else 0
+
+
+@pytest.mark.parametrize("last", [True, False])
+async def test_a_note_that_is_too_large_goes_in_several(app, wire, last):
+    gate = asyncio.Event()
+
+    @app.task(record_logs=True)
+    async def talk() -> None:
+        for number in range(10):
+            logger.info("line %d", number)
+        if not last:
+            await gate.wait()
+
+    def refuse(verb: Any) -> None:
+        if lines_of(verb) > 20:
+            raise PayloadTooLarge("it takes 20 lines a request")
+
+    await app.aenqueue_many(talk.call() for _ in range(20))
+    wire.before = refuse
+    async with running(app, concurrency=20):
+
+        async def heard() -> bool:
+            return sum(len(note.lines) for verb in wire.all(Note) if lines_of(verb) <= 20 for note in verb.notes) == 200
+
+        await aeventually(heard)
+        gate.set()
+        await done(app, 20)
+    assert max(map(lines_of, wire.all(Note))) > 20
+    async for job in app.jobs(state="done"):
+        assert len(said(await app.ajob(str(job)))) == 10
+
+
+async def test_of_a_job_whose_lines_are_too_large_the_last_are_kept(app, wire, caplog):
+    @app.task(record_logs=True)
+    async def talk() -> str:
+        for number in range(100):
+            logger.info("line %d", number)
+        current_job().progress(1, 2)
+        return "done"
+
+    def refuse(verb: Any) -> None:
+        if lines_of(verb) > 30:
+            raise PayloadTooLarge("it takes 30 lines a request")
+
+    wire.before = refuse
+    async with running(app):
+        handle = await talk.aenqueue()
+        assert await handle.aresult(20) == "done"
+        job = await handle.ajob()
+    assert said(job) == [f"line {number}" for number in range(75, 100)]
+    assert job.log_dropped == 75
+    assert job.progress.total == 2
+    (warning,) = [each.message for each in caplog.records if "too large" in each.message]
+    assert f"{job.queue}/{job.id}" in warning
+    assert "it takes 30 lines a request" in warning
+
+
+async def test_short_lines_count_for_what_they_take_on_the_way(app, wire):
+    @app.task(record_logs=True)
+    async def talk() -> None:
+        for _ in range(199):
+            logger.info("x")
+
+    await app.aenqueue_many(talk.call() for _ in range(60))
+    async with running(app, concurrency=100):
+        await done(app, 60)
+    assert max(map(lines_of, wire.all(Note))) * 120 < 1 << 20, "which sealed ones have, and a proxy takes"
 
 
 async def test_a_lost_reply_doubles_no_line(app, wire):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, Final, Protocol
 
+from msgspec.structs import replace
+
 from spool.broker import Broker, JobNote, Note
-from spool.errors import BrokerError, BrokerUnavailable
+from spool.errors import BrokerUnavailable, PayloadTooLarge, SpoolError
 from spool.executor.attempt import Run
 from spool.executor.journal import Part
 from spool.executor.recording import note_of
@@ -24,6 +27,12 @@ MOST: Final = 200
 """Jobs in one note."""
 MOST_BYTES: Final = 512 * 1024
 """Bytes of lines in one note, more or less: the store does nothing else meanwhile."""
+LINE: Final = 100
+"""Bytes that a line takes besides its own, when it is encrypted."""
+
+logger = logging.getLogger("spool.worker")
+
+_Said = tuple[Run, Part, JobNote]
 
 
 class Speaker(Protocol):
@@ -129,14 +138,39 @@ class Notes:
 
     async def _send(self, runs: Iterable[Run], tries: int) -> None:
         for chunk in _chunks(runs):
+            await self._send_chunk(chunk, tries)
+
+    async def _send_chunk(self, chunk: list[_Said], tries: int) -> None:
+        try:
             said = await self._tell([note for _, _, note in chunk], tries)
-            for run, part, _ in chunk:
-                if run.journal is not None and said:
-                    run.journal.sent(part)
-                if run.journal is None or not run.journal.waiting:
-                    self._speaking.pop(run, None)
+        except PayloadTooLarge as error:
+            if len(chunk) > 1:
+                middle = len(chunk) // 2
+                await self._send_chunk(chunk[:middle], tries)
+                await self._send_chunk(chunk[middle:], tries)
+                return
+            run, _, note = chunk[0]
+            logger.warning(
+                "%s/%s: the log lines are too large, and the earlier ones dropped: %s", run.queue, run.id, error
+            )
+            said = await self._tell_less(note, tries)
+        for run, part, _ in chunk:
+            if run.journal is not None and said:
+                run.journal.sent(part)
+            if run.journal is None or not run.journal.waiting:
+                self._speaking.pop(run, None)
+
+    async def _tell_less(self, note: JobNote, tries: int) -> bool:
+        """Drop the earlier lines until the rest can be sent, as the store does when there are too many."""
+        while note.lines:
+            half = (len(note.lines) + 1) // 2
+            note = replace(note, first=note.first + half, lines=note.lines[half:])
+            with contextlib.suppress(PayloadTooLarge):
+                return await self._tell([note], tries)
+        return True  # it will never be sent
 
     async def _tell(self, notes: list[JobNote], tries: int) -> bool:
+        """Return whether the store was told. Raises `PayloadTooLarge`, and nothing else: no job is lost over words."""
         for failures in range(1, tries + 1):
             if self._life.over:
                 return False
@@ -145,16 +179,18 @@ class Notes:
                 await self._broker.acall(Note(self._line.name, self._life.incarnation, notes))
             except BrokerUnavailable:
                 await self._life.pause(failures)
-            except BrokerError:
+            except PayloadTooLarge:
+                raise
+            except SpoolError:
                 return False
             else:
                 return True
         return False
 
 
-def _chunks(runs: Iterable[Run]) -> Iterable[list[tuple[Run, Part, JobNote]]]:
+def _chunks(runs: Iterable[Run]) -> Iterable[list[_Said]]:
     """Yield what the jobs have to say, as much at a time as one note should have."""
-    chunk: list[tuple[Run, Part, JobNote]] = []
+    chunk: list[_Said] = []
     size = 0
     for run in runs:
         if run.journal is None:
@@ -162,7 +198,7 @@ def _chunks(runs: Iterable[Run]) -> Iterable[list[tuple[Run, Part, JobNote]]]:
         part = run.journal.unsent()
         note = note_of(run, part)
         chunk.append((run, part, note))
-        size += sum(map(len, note.lines))
+        size += sum(map(len, note.lines)) + LINE * len(note.lines)
         if len(chunk) == MOST or size > MOST_BYTES:
             yield chunk
             chunk, size = [], 0

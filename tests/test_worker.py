@@ -41,6 +41,7 @@ from spool.broker import (
     Retire,
     Settle,
     Stats,
+    Store,
     Verb,
     Watch,
     connect,
@@ -546,6 +547,37 @@ async def test_what_was_not_answered_is_asked_again_until_it_is(app, wire, kind,
     if kind in {Claim, Settle}:
         assert asked[0] == asked[1] == asked[2] == asked[3]
         assert [verb.seq for verb in asked if verb.seq > 1][:2] == [2, 3][: len(asked) - 4]
+
+
+@pytest.mark.parametrize("error", [ConfigError("no directory"), JobFailed("nonsense")])
+@pytest.mark.parametrize("kind", [Claim, Settle, Beat, Load, Store, Retire, "await_work"])
+async def test_no_error_ends_a_worker_that_has_begun(app, wire, kind, error, monkeypatch):
+    monkeypatch.setattr("spool.worker.heartbeat.ORDERS_EVERY", 0.0)
+    monkeypatch.setattr("spool.worker.heartbeat.ROW_EVERY", 0.0)
+    left = 0
+
+    @app.task
+    async def work() -> None: ...
+
+    def fail(verb: Any) -> None:
+        nonlocal left
+        if left and (verb == kind or type(verb) is kind):
+            left -= 1
+            raise error
+
+    async def await_work(*given: Any) -> None:
+        fail("await_work")
+        await wire._broker.await_work(*given)
+
+    wire.before = fail
+    wire.await_work = await_work
+    async with running(app, "default", "other", lease=1.0):
+        left = 2
+        if kind is not Retire:
+            handle = await work.aenqueue()
+            await handle.aresult(10)
+            await aeventually(lambda: not left)
+    assert left == 0
 
 
 async def test_jobs_that_cannot_be_settled_do_not_pile_up_without_end(app, wire, monkeypatch):

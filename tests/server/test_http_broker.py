@@ -218,6 +218,24 @@ class TestBadServers:
                 await asyncio.wait_for(waits.wait("q", "a", None), 10)
         assert not waits._polls
 
+    @pytest.mark.parametrize(
+        "asked", [Beat("q", []), Claim("q", "w", 1), Retire("q", "w"), WorkWait(["q"], 0.0), OrdersWait(["q"], 0.0)]
+    )
+    def test_what_is_small_is_too_large_for_no_server(self, asked):
+        with stranger(413, b"<html>") as url, pytest.raises(errors.BrokerUnavailable, match="status 413") as caught:
+            HttpBroker(url)._ask(asked)
+        assert caught.value.silent  # as when the server behind it cannot be reached
+
+    @pytest.mark.parametrize(
+        ("status", "name"),
+        [(500, "ConfigError"), (409, "JobFailed"), (503, "EnqueueInterrupted"), (500, "Cancel"), (500, "SyncInLoop")],
+    )
+    def test_errors_that_no_broker_raises(self, status, name):
+        body = b'{"error": "%s", "detail": "what"}' % name.encode()
+        with stranger(status, body) as url, pytest.raises(errors.BrokerError, match="what") as caught:
+            connect(url).call(Beat("q", []))
+        assert type(caught.value) is errors.BrokerError
+
     def test_a_server_of_another_protocol(self):
         said = r"runs Spool 7.5.3 and speaks protocol 9.*same release"
         with stranger(200, b"\x90", spool_protocol="9/7.5.3") as url, pytest.raises(errors.BrokerRefused, match=said):

@@ -21,7 +21,7 @@ import msgspec
 
 import spool.errors
 from spool.broker import Broker, connect
-from spool.errors import BrokerError, ConfigError, SpoolError
+from spool.errors import ConfigError, SpoolError
 from spool.nursery import ORPHANED, Exited, Failed, Gone, Nursery, Ready, Started, describe_exit, load_app
 from spool.supervisor.children import Child, Incarnation
 from spool.supervisor.messages import (
@@ -429,7 +429,7 @@ class Fleet:
             self._poke()
 
     def _note_miss(self, error: Exception, heard: bool) -> None:  # noqa: FBT001 - see `Incarnation`
-        if not isinstance(error, BrokerError) or (not heard and is_fatal(error)):
+        if not isinstance(error, SpoolError) or (not heard and is_fatal(error)):
             self._fail(error if isinstance(error, SpoolError) else SpoolError(f"beats cannot go on: {error!r}"))
             self._poke()
         elif not self._outage:

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from spool.broker import Broker, Load, Reason, Retire, Settle, Settlement, Store
-from spool.errors import BrokerError, StoreCorrupt
+from spool.errors import SpoolError, StoreCorrupt
 from spool.nursery import describe_exit
 from spool.report import WorkerRow, read_row
 from spool.supervisor.children import Child, is_gone
@@ -80,7 +80,7 @@ class Undertaker:
             for name in dead.queues:
                 self._retire(name, dead)
             self._broker.call(Store("worker", dead.incarnation, None))
-        except BrokerError as error:
+        except SpoolError as error:
             logger.debug("the jobs of incarnation %s were not handed back: %s", dead.incarnation, error)
             if time.monotonic() < end:
                 timer = threading.Timer(0.5, lambda: self._work.put(lambda: self._bury(dead, end)))
@@ -101,7 +101,7 @@ class Undertaker:
                 return
             try:
                 self._survey(Machine())
-            except BrokerError as error:
+            except SpoolError as error:
                 logger.debug("could not look for what others left behind: %s", error)
 
     def _survey(self, here: Machine) -> None:

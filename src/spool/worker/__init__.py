@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from spool.app import Spool
 from spool.broker import Settlement
 from spool.catalogue import publish
-from spool.errors import BrokerError, ConfigError
+from spool.errors import ConfigError, SpoolError
 from spool.executor import Executor
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
@@ -191,7 +191,7 @@ class Worker:
         while True:
             try:
                 await publish(self.app.tasks.values(), self.app.broker)
-            except BrokerError as error:
+            except SpoolError as error:
                 logger.warning("the catalogue of tasks was not written, and will be tried again: %s", error)
                 await asyncio.sleep(PUBLISH_AGAIN)
             else:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from spool.broker import Broker, Claim, Claimed
-from spool.errors import BrokerError, LeaseLost
+from spool.errors import LeaseLost, SpoolError
 from spool.executor import Intake
 from spool.executor.attempt import Run
 from spool.job import PROCESS
@@ -193,7 +193,7 @@ class Claims:
         except asyncio.CancelledError:
             if not self._nudged or self._waiter is None or self._waiter.uncancel():
                 raise
-        except BrokerError as error:
+        except SpoolError as error:
             self._waiter = None  # what is nudged from here on is no longer the wait, but the loop itself
             self._life.note_outage(error)
             await self._life.pause(1)

@@ -18,7 +18,7 @@ import msgspec
 from spool import __version__
 from spool.broker import Beat, Broker, Heartbeat, Load, Orders, Store
 from spool.broker.silence import is_silence
-from spool.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreCorrupt
+from spool.errors import BrokerError, BrokerRefused, BrokerUnavailable, SpoolError, StoreCorrupt
 from spool.report import read_order
 
 logger = logging.getLogger("spool.worker")
@@ -183,7 +183,7 @@ class Heart:
         sent = lease_time()
         try:
             reply = self._broker.call(Beat(queue, beats))
-        except BrokerError as error:
+        except SpoolError as error:
             for lease, report in zip(leases, reports, strict=True):
                 if report:
                     lease.reports.setdefault(queue, report)
@@ -221,7 +221,7 @@ class Heart:
         ttl = round(max(3 * self._lease, 5 * ROW_EVERY) * 1000)
         try:
             self._broker.call(Store("worker", incarnation, row, ttl, others=bodies))
-        except BrokerError as error:
+        except SpoolError as error:
             logger.debug("the rows of %d workers were not written: %s", len(rows), error)
         for lease in rows:
             lease.row_due = now + ROW_EVERY
@@ -235,7 +235,7 @@ class Heart:
         self._orders_due = now + ORDERS_EVERY
         try:
             documents = self._broker.call(Load("order")).documents
-        except BrokerError as error:
+        except SpoolError as error:
             logger.debug("the orders were not read: %s", error)
             return
         for document in documents:
@@ -251,7 +251,7 @@ class Heart:
             try:
                 self._broker.await_orders(self._queues(), 30)
                 self.kick()
-            except BrokerError:  # word may have been lost
+            except SpoolError:  # word may have been lost
                 if not self._stopped:
                     time.sleep(1)
                     self.kick()

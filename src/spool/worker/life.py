@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 from spool.app import Spool
 from spool.broker import Claim, Released, Retire, Retried, Settle, Settlement, Store, Verb
-from spool.errors import BrokerError, LeaseLost, PayloadTooLarge
+from spool.errors import LeaseLost, PayloadError, PayloadTooLarge, SpoolError
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Failure, Run, StopReason
 from spool.executor.metering import metrics_of
@@ -238,10 +238,10 @@ class Life:
             while left:
                 try:
                     left = (await self._broker.acall(Retire(line.name, self.incarnation, "stopped"))).remaining
-                except BrokerError as error:
+                except SpoolError as error:
                     self.note_outage(error)
                     await self.pause(1)
-        with contextlib.suppress(BrokerError):
+        with contextlib.suppress(SpoolError):
             await self._broker.acall(Store("worker", self.incarnation, None))
 
     def put_on_trial(self, queue: str, id: str) -> None:
@@ -335,7 +335,7 @@ class Life:
             self._changed.set()
 
     def _miss(self, error: Exception) -> None:
-        if not isinstance(error, BrokerError) or (self._unborn and is_fatal(error)):
+        if not isinstance(error, SpoolError) or (self._unborn and is_fatal(error)):
             self._failure = self._failure or error
             self.wake()
         else:
@@ -365,13 +365,8 @@ class Life:
                 continue
             runs = [run for run in line.held if not (run.ended or run.stop == "lost" or run.recipe.runs_on)]
             if runs:
-                logger.warning(
-                    "worker %s has not heard from the store for %.3g s and stops its %d jobs of queue %s",
-                    self._worker.name,
-                    silence,
-                    len(runs),
-                    line.name,
-                )
+                message = "worker %s has not heard from the store for %.3g s and stops its %d jobs of queue %s"
+                logger.warning(message, self._worker.name, silence, len(runs), line.name)
                 self.stop_runs(runs, "lost")
                 line.mismatches = 1  # so that the first beat that gets through is followed by the ids
 
@@ -449,6 +444,7 @@ class Life:
     async def ask(self, verb: Verb[R]) -> R | None:
         """Send a verb until it is answered; None when the answer is of no use any more."""
         failures = 0
+        settling = type(verb) is Settle
         # What a lost claim may have taken is handed back when the incarnation retires.
         while not (self.over or (self._worker.stopping and isinstance(verb, Claim))):
             try:
@@ -457,7 +453,9 @@ class Life:
                 # It may have run out without anybody having noticed: then a beat renews it. Else its reply says so.
                 self._keeper.kick()
                 await self.pause(0)
-            except BrokerError as error:
+            except SpoolError as error:
+                if settling and isinstance(error, PayloadError):
+                    raise  # it is refused however often it is sent
                 failures += 1
                 self.note_outage(error)
                 await self.pause(failures)

@@ -27,6 +27,7 @@ from spool.broker.http.address import parse
 from spool.broker.http.ends import PATIENCE, PAUSE, Ends, Stream
 from spool.broker.http.line import BlockingLine, Session, mapped
 from spool.broker.http.wire import (
+    BRIEF,
     MAX_WAIT,
     ROUTES,
     SMALL,
@@ -38,6 +39,7 @@ from spool.broker.http.wire import (
     TooLarge,
     Word,
     WorkWait,
+    blocked,
     check,
     encode,
     read,
@@ -140,6 +142,8 @@ class HttpBroker:
         try:
             return read(self.url, request, answer)
         except TooLarge as error:
+            if isinstance(request, BRIEF):
+                raise blocked(self.url, error) from error
             self._limit, self._said = min(error.limit or SMALL, size - 1), error.limit or 0
             if isinstance(request, Enqueue) and len(request.jobs) > 1:
                 raise

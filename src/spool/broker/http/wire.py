@@ -131,6 +131,9 @@ ROUTES: Final[Mapping[type, Route]] = {
 }
 """All there is to ask: the verbs of the broker protocol, and its three waits."""
 
+BRIEF: Final = (Beat, Claim, Retire, WorkWait, OrdersWait)
+"""What workers ask with few bytes, whatever their jobs have."""
+
 encode: Final = msgspec.msgpack.Encoder().encode
 _readers: Final = {kind: msgspec.msgpack.Decoder(route.reply).decode for kind, route in ROUTES.items()}
 
@@ -193,6 +196,10 @@ def _us() -> str:
     return f"this Spool {__version__}"
 
 
+_OF_REQUESTS: Final = (errors.ConfigError, errors.PayloadError, errors.JobConflict, errors.JobNotFound)
+"""What, besides `BrokerError`, a verb may be refused with."""
+
+
 def _error(url: str, answer: Answer) -> Exception:
     try:
         # What stands between may answer in another encoding.
@@ -204,18 +211,18 @@ def _error(url: str, answer: Answer) -> Exception:
         return TooLarge(said, problem.limit)
     kind = getattr(errors, problem.error, None) if problem.error.isidentifier() else None
     if isinstance(kind, type) and issubclass(kind, SpoolError):
-        return _revived(kind, url, said, problem)
+        return _revived(kind, url, said, problem, answer.status)
     return _foreign(url, answer.status, said)
 
 
-def _revived(kind: type[SpoolError], url: str, said: str, problem: Problem) -> SpoolError:
+def _revived(kind: type[SpoolError], url: str, said: str, problem: Problem, status: int) -> SpoolError:
     if issubclass(kind, BrokerUnavailable):
         return kind(f"{url}: {said}", answered=problem.answered, silent=problem.silent)
-    located = issubclass(kind, BrokerError) and not issubclass(kind, errors.VersionConflict | errors.LeaseLost)
-    try:
-        return kind(f"{url}: {said}" if located else said)
-    except TypeError:  # one that wants more than a message is no broker's to raise
-        return BrokerError(f"{url}: {problem.error}: {said}")
+    if issubclass(kind, BrokerError):
+        return kind(said if issubclass(kind, errors.VersionConflict | errors.LeaseLost) else f"{url}: {said}")
+    if issubclass(kind, errors.NotDurable) or (issubclass(kind, _OF_REQUESTS) and status < 500):
+        return kind(said)
+    return BrokerError(f"{url}: {problem.error}: {said}")  # no broker's to raise
 
 
 def _foreign(url: str, status: int, said: str) -> BrokerError:
@@ -231,6 +238,11 @@ def _foreign(url: str, status: int, said: str) -> BrokerError:
     if 400 <= status < 500:
         return BrokerRefused(f"{url} refused: {said}")
     return BrokerError(f"{url}: {said}")
+
+
+def blocked(url: str, error: TooLarge) -> BrokerUnavailable:
+    """Return the error for a request that is too large for what stands between, though it is a small one."""
+    return BrokerUnavailable(f"{url} cannot serve now: {error}", silent=True)
 
 
 def too_large(url: str, what: str, size: int, limit: int | None) -> PayloadTooLarge:

@@ -18,13 +18,14 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
 from spool.bench.calibrate import UNCALIBRATED
 from spool.bench.result import BenchResult, went_wrong
 from spool.bench.turns import Answer, Close, Closed, Done, End, Fill, Go, Life, Order
+from spool.broker.url import hidden, split
 from spool.errors import BenchError, ConfigError
 
 _TAIL_LINES: Final = 15
@@ -191,7 +192,7 @@ def _named(url: str, name: str) -> str:
     """
     place, mark, text = url.partition("?")
     query = dict(parse_qsl(text))
-    if urlsplit(url).scheme == "sqlite":
+    if split(url).scheme == "sqlite":
         suffix = PurePosixPath(place).suffix
         return f"{place.removesuffix(suffix)}-{name}{suffix}{mark}{text}"
     if "prefix" not in query:
@@ -270,5 +271,6 @@ def _failed(side: Side, command: Sequence[str], code: int, said: str) -> BenchEr
     lines = said.strip().splitlines() or ["it said nothing"]
     where = f" ({side.env})" if side.env else ""
     error = BenchError(f"the {side.name} side{where} failed with exit code {code}: {lines[-1]}")
-    error.add_note("\n".join([f"$ {shlex.join(command)}", *lines[-_TAIL_LINES:]]))
+    shown = shlex.join(hidden(each) if "://" in each else each for each in command)
+    error.add_note("\n".join([f"$ {shown}", *lines[-_TAIL_LINES:]]))
     return error

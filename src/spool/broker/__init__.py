@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from spool.broker.around import Around
 from spool.broker.documents import Document, Load, Loaded, Store, Stored
 from spool.broker.notes import MAX_LINES, MAX_LOG, MAX_PROGRESS, JobNote, Note, Noted
+from spool.broker.url import hidden, split
 from spool.broker.verbs import (
     Act,
     Acted,
@@ -214,7 +214,7 @@ def connect(url: str) -> Broker:
     >>> connect("sqlite://:memory:").url
     'sqlite://:memory:'
     """
-    scheme = urlsplit(url).scheme if "://" in url else ""
+    scheme = split(url).scheme if "://" in url else ""
     match _SCHEMES.get(scheme):
         case "sqlite":
             from spool.broker.sqlite import SqliteBroker
@@ -229,6 +229,6 @@ def connect(url: str) -> Broker:
 
             return HttpBroker(url)
         case _:
-            shown = f"{scheme}://…" if scheme else url.partition(":")[0]  # what follows may hold a password
+            shown = f"{scheme}://…" if scheme else hidden(url).partition(":")[0]  # what follows may hold a password
             allowed = ", ".join(f"{each}://" for each in _SCHEMES)
             raise ConfigError(f"cannot use the broker URL {shown!r}: it must begin with {allowed}")

@@ -15,6 +15,7 @@ import redis
 import redis.exceptions
 
 from spool.broker import Stats, connect
+from spool.broker.url import hidden, split
 from spool.errors import BrokerUnavailable, ConfigError
 
 _BATCH: Final = 1000
@@ -33,7 +34,7 @@ def scratch(url: str | None, purpose: str, *, keep: bool = False) -> Generator[s
     ...     url.startswith("sqlite:///")
     True
     """
-    scheme = "sqlite" if url is None else urlsplit(url).scheme
+    scheme = "sqlite" if url is None else split(url).scheme
     if scheme in ("http", "https"):
         raise ConfigError(
             "this needs a store to itself, and a server has its own: give the URL of a Redis or a new file"
@@ -66,7 +67,7 @@ def _temporary_file(purpose: str, *, keep: bool) -> Generator[str]:
 def _named_file(url: str, *, keep: bool) -> Generator[str]:
     file = Path(unquote(urlsplit(url).path)[1:])
     if urlsplit(url).netloc or file == Path():
-        raise ConfigError(f"{url} is not for this: worker processes need a SQLite file (sqlite:///new.db)")
+        raise ConfigError(f"{hidden(url)} is not for this: worker processes need a SQLite file (sqlite:///new.db)")
     if file.exists():
         raise ConfigError(f"the SQLite file {str(file)!r} is there already; this needs a new one, and removes it again")
     try:

@@ -93,10 +93,12 @@ def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
 def opened(url: str | None) -> Generator[Broker]:
     """Connect to a store in order to look into it; a SQLite file that is not there is an error, not created."""
     from spool.broker import connect
+    from spool.broker.url import hidden
 
     url = url or os.environ.get("SPOOL_URL") or DEFAULT_URL
     if url.startswith("sqlite:///") and not Path(path := unquote(urlsplit(url).path)[1:]).exists():
-        raise ConfigError(f"there is no SQLite file {path!r} (from {url}); --url or SPOOL_URL name another store")
+        where = f"{path!r} (from {hidden(url)})"
+        raise ConfigError(f"there is no SQLite file {where}; --url or SPOOL_URL name another store")
     broker = connect(url)
     try:
         yield broker

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
 from spool.broker import tls
 from spool.broker.http.wire import HEADER, MEDIA, SPOKEN
+from spool.broker.url import hidden, split, unknown
 from spool.errors import ConfigError
 from spool.release import __version__
 
@@ -56,12 +57,11 @@ class Address(msgspec.Struct, frozen=True):
 
 def parse(url: str) -> Address:
     """Return what a URL says; the token is its password, or its user, or in ``SPOOL_TOKEN``. Raises `ConfigError`."""
-    parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    parts = split(url)
+    shown = f"{parts.scheme}://{hidden(url).partition('://')[2].rpartition('@')[2].partition('?')[0].rstrip('/')}"
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    unknown = sorted(set(options) - OPTIONS)
-    if unknown:
-        raise ConfigError(f"{shown}: unknown option {', '.join(unknown)}; allowed are {', '.join(sorted(OPTIONS))}")
+    if others := set(options) - OPTIONS:
+        raise ConfigError(f"{shown}: unknown option {unknown(others, url)}; allowed are {', '.join(sorted(OPTIONS))}")
     token = unquote(parts.password or parts.username or "") or os.environ.get("SPOOL_TOKEN", "")
     if not token.isascii() or not (token.isprintable() and " " not in token):
         raise ConfigError(f"{shown}: the token has characters that no token has")

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 import redis.connection
@@ -27,7 +27,8 @@ from spool.broker.redis.line import Address, BlockingLine, Command, Line
 from spool.broker.redis.orders import Subscription
 from spool.broker.redis.scripts import SHARED, Call, form, queue_key
 from spool.broker.redis.waits import Mailbox, Post
-from spool.broker.redis.wire import ServerError, hidden, mapped, translate
+from spool.broker.redis.wire import ServerError, mapped, translate
+from spool.broker.url import hidden, split, unknown
 from spool.errors import BrokerRefused, BrokerUnavailable, ConfigError, SpoolError, StoreCorrupt
 from spool.job import LANES, Snapshot
 
@@ -54,24 +55,19 @@ class RedisBroker:
     """
 
     def __init__(self, url: str, *, clock: Callable[[], int] | None = None) -> None:
-        parts = urlsplit(url)
+        parts = split(url)
         query = dict(parse_qsl(parts.query))
         self.url = hidden(url)
         self.prefix = query.pop("prefix", "spool")
         if not self.prefix or set(self.prefix) & set("{} \n"):
+            raise ConfigError(f"the prefix in {self.url} is not usable: one or more characters, no {{}} or spaces")
+        if others := set(query) - OPTIONS:
             raise ConfigError(
-                f"the prefix {self.prefix!r} in {self.url} is not usable: one or more characters, no {{}} or spaces"
-            )
-        unknown = sorted(set(query) - OPTIONS)
-        if unknown:
-            raise ConfigError(
-                f"{self.url}: unknown option {', '.join(unknown)}; allowed are prefix, {', '.join(sorted(OPTIONS))}"
+                f"{self.url}: unknown option {unknown(others, url)}; allowed are prefix, {', '.join(sorted(OPTIONS))}"
             )
         scheme = _SCHEMES.get(parts.scheme, parts.scheme)
         if scheme != "unix" and not (parts.path.strip("/") or "0").isdigit():
-            raise ConfigError(
-                f"cannot use the broker URL {self.url}: {parts.path!r} is no database; allowed is a number"
-            )
+            raise ConfigError(f"cannot use the broker URL {self.url}: its path is no database; allowed is a number")
         self._target = f"{scheme}://{parts.netloc}{parts.path}" + (f"?{urlencode(query)}" if query else "")
         self._clock = clock
         self._closed = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from urllib.parse import urlsplit
 
 from spool.errors import (
     BrokerError,
@@ -19,15 +18,6 @@ from spool.errors import (
 
 class ServerError(Exception):
     """What a server answered in place of a reply, as it said it."""
-
-
-def hidden(url: str) -> str:
-    """Return the URL with its password blotted out."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.username or ""
-    return url.replace(parts.netloc, f"{user}:***@{parts.netloc.rpartition('@')[2]}", 1)
 
 
 #: Beginnings or parts of a server's error, and what they mean to a caller.

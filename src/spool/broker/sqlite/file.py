@@ -8,11 +8,12 @@ import re
 import sqlite3
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
 from spool.broker.sqlite.store import SCHEMA
+from spool.broker.url import hidden, split, unknown
 from spool.errors import BrokerError, BrokerFull, BrokerRefused, BrokerUnavailable, ConfigError, StoreCorrupt
 
 MEMORY: Final = ":memory:"
@@ -63,19 +64,19 @@ class Location(msgspec.Struct, frozen=True):
 
 def parse(url: str) -> Location:
     """Read ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``sqlite://:memory:``. Raises `ConfigError`."""
-    parts = urlsplit(url)
+    parts, shown = split(url), hidden(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "full").upper()
     if options:
-        raise ConfigError(f"{url!r}: unknown option {', '.join(sorted(options))}; SQLite knows only synchronous")
+        raise ConfigError(f"{shown!r}: unknown option {unknown(options, url)}; SQLite knows only synchronous")
     if synchronous not in ("FULL", "NORMAL"):
-        raise ConfigError(f"{url!r}: synchronous must be full or normal")
+        raise ConfigError(f"{shown!r}: synchronous must be full or normal")
     if parts.netloc == MEMORY and parts.path in ("", "/"):
         return Location(url, MEMORY, synchronous)
     path = unquote(parts.path[1:])
     if parts.netloc or not path or "\0" in path:
         raise ConfigError(
-            f"cannot use the broker URL {url!r}: a file is named by sqlite:///relative.db or sqlite:////absolute.db"
+            f"cannot use the broker URL {shown!r}: a file is named by sqlite:///relative.db or sqlite:////absolute.db"
         )
     return Location(url, str(Path(path).absolute()), synchronous)
 

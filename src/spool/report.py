@@ -26,8 +26,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from spool.errors import StoreCorrupt
+from spool.opaque import UNREADABLE
 
 LAYOUT: Final = 1
+MOST_COUNTED: Final = 2**53
+"""What any reader can hold exactly, and no worker ever counts: a blob with more is refused, and sums stop there."""
 BUCKETS: Final = 65
 
 _NUMBERS: Final = range(BUCKETS)
@@ -126,20 +129,20 @@ def unpack(blob: bytes) -> list[TaskReport]:
         if _decode_layout(layout) > LAYOUT:
             raise StoreCorrupt(f"metrics have layout {_decode_layout(layout)}; this release knows up to {LAYOUT}")
         return [_checked(_decode_report(report)) for report in reports]
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise StoreCorrupt(f"metrics cannot be read: {error}") from error
 
 
 def _checked(report: TaskReport) -> TaskReport:
     """Return a report that adds up. Raises ValueError for one that no meter made."""
-    counts = [*report.outcomes.values(), report.waited, report.ran]
+    counts = list(report.outcomes.values())
     for histogram in (report.waits, report.runs):
         buckets = histogram[::2]
         if len(histogram) % 2 or any(not 0 <= bucket < BUCKETS for bucket in buckets):
-            raise ValueError(f"no histogram of {BUCKETS} buckets: {histogram}")
+            raise ValueError(f"no histogram of {BUCKETS} buckets: {histogram!r:.200}")
         counts += histogram[1::2]
-    if any(count < 0 for count in counts):
-        raise ValueError(f"a count below zero: {report}")
+    if any(not 0 <= count <= MOST_COUNTED for count in counts) or report.waited < 0 or report.ran < 0:
+        raise ValueError(f"a count below zero, or above {MOST_COUNTED}: {report!r:.200}")
     return report
 
 

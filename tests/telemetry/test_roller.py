@@ -7,6 +7,7 @@ import pytest
 
 from spool.broker import Cancel, Load, Pause, Stats, Store
 from spool.errors import BrokerUnavailable, StoreCorrupt
+from spool.report import MOST_COUNTED
 from spool.telemetry import Roller, ledger, roller
 from spool.telemetry.bucket import KIND, TIERS
 from spool.telemetry.ledger import SUMS, read_sums
@@ -16,6 +17,12 @@ from tests.eventually import eventually
 from tests.telemetry.conftest import blob
 
 SECOND, TEN, MINUTE = TIERS
+
+
+def liar(count):
+    """A blob that no meter made."""
+    report = ["t", {"done": count}, [10, count], [20, count], 2**64 - 1, 2**64 - 1]
+    return msgspec.msgpack.encode([1, report])
 
 
 def settle(q, *blobs):
@@ -125,6 +132,25 @@ def test_damaged_blobs_are_counted_as_such(q, roll, board):
     roll()
     assert (board.done(), board.sums.damaged, board.sums.missed) == (2, {"q": 2}, {})
     assert board.total(lambda line: line.damaged) == [2, 2, 2]
+
+
+@pytest.mark.parametrize("bad", [b"\x92\x01" + b"\x91" * 5000 + b"\xc0", liar(2**63 - 1)], ids=["deep", "huge"])
+def test_a_poisoned_blob_holds_up_no_queue(q, roll, board, bad):
+    settle(q, blob(done=1), *[bad] * 4, blob(done=1))
+    roll()
+    roll(1000)
+    assert (board.done(), board.sums.damaged) == (2, {"q": 4})
+
+
+def test_sums_of_large_counts_do_not_overflow(q, roll, board):
+    settle(q, *[liar(MOST_COUNTED)] * 2)
+    roll()
+    for bucket in (attempts := board.sums.attempts["q"]["t"]).outcomes, attempts.waits, attempts.runs:
+        assert set(bucket.values()) == {MOST_COUNTED}
+    assert (attempts.waited, attempts.ran) == (pytest.approx(2**65 / 1e3), pytest.approx(2**65 / 1e9))
+    settle(q, blob("u", done=1))
+    roll(1000)
+    assert board.done("u") == 1
 
 
 def test_the_history_adds_up_to_the_totals(q, roll, board):

@@ -23,7 +23,8 @@ import msgspec
 from spool.broker import Broker, Document, Load
 from spool.errors import StoreCorrupt
 from spool.job import PRIORITIES
-from spool.report import TaskReport
+from spool.opaque import UNREADABLE
+from spool.report import MOST_COUNTED, TaskReport
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class Attempts(msgspec.Struct, array_like=True):
 
 def _add(counts: dict[K, int], more: Iterable[tuple[K, int]]) -> None:
     for key, count in more:
-        counts[key] = counts.get(key, 0) + count
+        counts[key] = min(counts.get(key, 0) + count, MOST_COUNTED)  # of rubbish, or no document could hold it
 
 
 class Line(msgspec.Struct, array_like=True):
@@ -180,7 +181,7 @@ def unpack(body: bytes, kind: type[T]) -> list[T]:
         known = _layout_of(layout) <= LAYOUT
         if known:
             return [decode(part) for part in parts]
-    except (msgspec.MsgspecError, ValueError, zlib.error) as error:
+    except (*UNREADABLE, ValueError, zlib.error) as error:
         logger.warning("a document of metrics cannot be read, and is begun anew: %s", error)
         return []
     raise StoreCorrupt(f"metrics have layout {_layout_of(layout)}; this release knows up to {LAYOUT}")

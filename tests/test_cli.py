@@ -13,12 +13,13 @@ from typing import NamedTuple
 import pytest
 
 from spool import Backoff, Spool, __version__
-from spool.broker import Beat, Broker, Claim, Died, Heartbeat, JobNote, Note, Settle, Stats, connect
+from spool.broker import Beat, Broker, Claim, Died, Heartbeat, JobNote, Note, Settle, Stats, Store, connect
 from spool.catalogue import publish
 from spool.cli import main
 from spool.cli.output import printable
 from spool.errors import BrokerUnavailable
 from spool.job import PRIORITIES, Attempt, LogLine, Progress, State, Tally, encode_line, encode_progress, new_id
+from spool.report import WorkerRow, encode_row
 from tests.eventually import eventually
 from tests.faulty import FaultyBroker
 from tests.tallies import write_tally
@@ -536,6 +537,14 @@ def test_workers_of_an_empty_store(run, app):
     app.tasks["send"].enqueue("a")
     assert run("workers", "--json").json == []
     assert run("workers").code == 0
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}"], ids=["empty", "deep"])
+def test_a_row_that_cannot_be_read_hides_no_worker(run, broker, body):
+    row = WorkerRow("w", "n", "h", 1, "", "", 0, 0, ["mail"], 1, 0, 9000, 0, False, "1", "3")
+    for key, each in (("a", body), ("w", encode_row(row))):
+        broker.call(Store("worker", key, each))
+    assert [each["incarnation"] for each in run("workers", "--json").json] == ["w"]
 
 
 # Enqueue and worker

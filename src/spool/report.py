@@ -241,7 +241,7 @@ def read_order(body: bytes) -> OrderRow:
     """Read an order. Raises `StoreCorrupt`."""
     try:
         return _decode_order(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise StoreCorrupt(f"an order cannot be read: {error}") from error
 
 
@@ -253,7 +253,7 @@ def read_row(body: bytes) -> WorkerRow:
     """Read a worker's row. Raises `StoreCorrupt`."""
     try:
         return _decode_row(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise StoreCorrupt(f"a worker's row cannot be read: {error}") from error
 
 
@@ -297,7 +297,7 @@ def read_task_row(body: bytes) -> TaskRow:
     """Read the row of a task. Raises `StoreCorrupt`, also for one of a newer layout."""
     try:
         row = _decode_task_row(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise StoreCorrupt(f"the row of a task cannot be read: {error}") from error
     if row.version > LAYOUT:
         raise StoreCorrupt(f"the row of task {row.task} has layout {row.version}; this release knows up to {LAYOUT}")

@@ -3,11 +3,17 @@
 import asyncio
 from contextlib import suppress
 
+import msgspec
+import pytest
+
 from spool.broker import Load, Store, connect
 from spool.errors import BrokerUnavailable
+from spool.report import OrderRow, WorkerRow
 from spool.server.audit import Audit, Entry
-from spool.server.auth import ANYBODY
+from spool.server.auth import ANYBODY, TokenRow
 from spool.server.documents import Documents
+from spool.server.replays import Replay
+from spool.server.session import SessionRow
 
 
 class Held:
@@ -75,3 +81,54 @@ async def test_entries_of_one_millisecond_are_listed_latest_first():
     entries, _ = await audit.page("", 100)
     assert [entry.count for entry in entries] == list(reversed(range(12)))
     await broker.aclose()
+
+
+ROW = WorkerRow("w", "n", "h", 1, "", "", 0, 0, ["mail", "reports"], 1, 0, 9000, 0, False, "1", "3")
+READABLE = {
+    "worker": ROW,
+    "order": OrderRow("stop", 1, "w"),
+    "audit": Entry(1, "w", "t", "", "a", "t", 200),
+    "replay": Replay("w", "done", "w", None, 1, 1),
+    "token": TokenRow("w", "", ["read"], 1),
+    "session": SessionRow("w", 1, 1),
+}
+
+
+def beyond_utf8(body: bytes) -> bytes:
+    return body.replace(b'"w"', b'"\xe9"')
+
+
+def beyond_depth(body: bytes) -> bytes:
+    return b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"," + body[1:]
+
+
+def beyond_float(body: bytes) -> bytes:
+    return b'{"x":1e999,' + body[1:]
+
+
+@pytest.mark.parametrize("damage", [beyond_utf8, beyond_depth])
+def test_documents_that_cannot_be_read_fail_no_list(sqlite_served, damage):
+    client = sqlite_served.client()
+    for kind, row in READABLE.items():
+        sqlite_served.broker.call(Store(kind, "0-damaged", damage(msgspec.json.encode(row)), 60_000))
+        sqlite_served.broker.call(Store(kind, "w", msgspec.json.encode(row), 60_000))
+
+    (worker,) = client.get("/api/v1/workers").json()["items"]
+    assert (worker["row"]["incarnation"], worker["ordered"]) == ("w", "stop")
+    assert [entry["who"] for entry in client.get("/api/v1/audit").json()["items"]] == ["w"]
+    assert [replay["id"] for replay in client.get("/api/v1/dead/replays").json()["items"]] == ["w"]
+    assert client.post("/api/v1/dead/replays/0-damaged/stop", json={}).status_code == 404
+    assert {token["name"] for token in client.get("/api/v1/tokens").json()["items"]} == {"w", "first", "test"}
+    with client.stream("GET", "/api/v1/live/events") as answer:
+        line = next(line for line in answer.iter_lines() if line.startswith("data: "))
+    assert list(msgspec.json.decode(line.removeprefix("data: "))["state"]["workers"]) == ["w"]
+    assert sqlite_served.session("read").get("/api/v1/me").status_code == 200
+
+
+@pytest.mark.parametrize("damage", [beyond_utf8, beyond_depth, beyond_float])
+def test_rows_that_cannot_be_read_fail_no_broker_of_some_queues(sqlite_served, damage):
+    sqlite_served.broker.call(Store("worker", "0-damaged", damage(msgspec.json.encode(ROW)), 60_000))
+    sqlite_served.broker.call(Store("worker", "w", msgspec.json.encode(ROW), 60_000))
+    broker = connect(sqlite_served.url.replace("://", f"://:{sqlite_served.token('work', queues=['mail'])}@"))
+    assert [document.key for document in broker.call(Load("worker")).documents] == ["w"]
+    broker.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -178,13 +179,16 @@ def workers(*, url: str | None, as_json: bool) -> None:
 
 def _worker_rows(broker: Broker) -> list[WorkerRow]:
     from spool.broker import Load
+    from spool.errors import StoreCorrupt
     from spool.report import read_row
 
     rows: list[WorkerRow] = []
     cursor = ""
     while True:
         page = broker.call(Load("worker", cursor))
-        rows += [read_row(document.body) for document in page.documents]
+        for document in page.documents:
+            with contextlib.suppress(StoreCorrupt):  # one that cannot be read hides no other
+                rows.append(read_row(document.body))
         cursor = page.cursor
         if not cursor:
             return rows

@@ -19,6 +19,7 @@ import msgspec
 
 from spool.broker import Broker, Load, Store
 from spool.errors import BrokerError
+from spool.opaque import UNREADABLE
 from spool.server.auth import Principal
 from spool.server.documents import load
 
@@ -116,7 +117,7 @@ class Audit:
                 return entries, last
             try:
                 entries.append(_decode(document.body))
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 logger.debug("the audit entry %s cannot be read", document.key)
             last = document.key
         return entries, ""

@@ -18,6 +18,7 @@ import msgspec
 from spool.broker import Broker, Load, Store
 from spool.errors import ConfigError, StoreCorrupt, VersionConflict
 from spool.job import check_name
+from spool.opaque import UNREADABLE
 from spool.server.documents import Documents
 from spool.server.routes import Scope
 
@@ -66,7 +67,7 @@ def read_token(body: bytes) -> TokenRow:
     """Read a token's document. Raises `StoreCorrupt`."""
     try:
         return _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise StoreCorrupt(f"a token cannot be read: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Generic, TypeVar
@@ -11,6 +12,8 @@ from spool.broker import Broker, Document, Load
 from spool.errors import StoreCorrupt
 
 T = TypeVar("T")
+
+logger = logging.getLogger("spool.server")
 
 FRESH: Final = 2.0
 """Seconds for which what was read is taken for what is there: so long a revoked token works on another server."""
@@ -99,8 +102,8 @@ class Documents(Generic[T]):
             clock = now
             try:
                 rows[document.key] = self._read(document.body)
-            except StoreCorrupt:
-                continue
+            except StoreCorrupt as error:
+                logger.debug("%s %s: %s", self._kind, document.key, error)
         self._rows, self._at, self._clock = rows, begun, clock
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, Literal
 
 import msgspec
 
-from spool.broker import Broker, Load, Store
+from spool.broker import Broker, Document, Load, Store
 from spool.errors import BrokerError, SpoolError, VersionConflict
 from spool.job import new_id
+from spool.opaque import UNREADABLE
 from spool.selection import Selection
 from spool.server.documents import load
 
@@ -84,16 +85,16 @@ class Replays:
         """Return them, the latest first."""
         found: list[Replay] = []
         async for document, now in load(self._broker, KIND):
-            with suppress(msgspec.MsgspecError):
-                found.append(_judged(_decode(document.body), now))
+            if replay := _read(document, now):
+                found.append(replay)
         return sorted(found, key=lambda each: each.started, reverse=True)
 
     async def stop(self, id: str) -> Replay | None:
         """Stop one; return it, or None if it is not known."""
         async for document, now in load(self._broker, KIND):
             if document.key == id:
-                replay = _judged(_decode(document.body), now)
-                if replay.state in ("running", "lost"):
+                replay = _read(document, now)
+                if replay is not None and replay.state in ("running", "lost"):
                     replay = msgspec.structs.replace(replay, state="stopped", updated=now)
                     await self._broker.acall(Store(KIND, id, _encode(replay), TTL))
                 return replay
@@ -115,7 +116,12 @@ class Replays:
                 await asyncio.wait(tasks)
 
 
-def _judged(replay: Replay, now: int) -> Replay:
+def _read(document: Document, now: int) -> Replay | None:
+    try:
+        replay = _decode(document.body)
+    except UNREADABLE:
+        logger.debug("the replay %s cannot be read", document.key)
+        return None
     lost = replay.state == "running" and now - replay.updated > LOST
     return msgspec.structs.replace(replay, state="lost") if lost else replay
 

@@ -13,6 +13,7 @@ import msgspec
 
 from spool.broker import Broker, Load, Store
 from spool.errors import StoreCorrupt
+from spool.opaque import UNREADABLE
 from spool.server.auth import Principal, Tokens, digest
 from spool.server.documents import Documents
 from spool.server.settings import ServerSettings
@@ -39,7 +40,7 @@ def read_session(body: bytes) -> SessionRow:
     """Read a session's document. Raises `StoreCorrupt`."""
     try:
         return _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise StoreCorrupt(f"a session cannot be read: {error}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
@@ -52,9 +53,12 @@ from spool.broker.http.wire import ROUTES as PATHS
 from spool.catalogue import Catalogue
 from spool.errors import ConfigError, SpoolError
 from spool.job import Snapshot, State, check_name
+from spool.opaque import UNREADABLE
 from spool.server.problems import Refused, problem_of
 from spool.server.routes import Ask, Operation, Reply, Scope
 from spool.server.waits import OrderWaits, WorkWaits
+
+logger = logging.getLogger("spool.server")
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -234,7 +238,7 @@ def _bounded(timeout: float) -> float:
 def _decoded(kind: type[Any], body: bytes) -> Any:
     try:
         return _readers[kind](body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"the request is no {kind.__name__} that this release can read: {error}") from error
 
 
@@ -328,14 +332,18 @@ def _visible(kind: str, loaded: Loaded, ask: Ask[None, bytes]) -> Loaded:
             return None
         if about <= queues:
             return document
-        row = {**msgspec.json.decode(document.body), "queues": sorted(about & queues)}  # a worker of others, too
+        try:
+            row = {**msgspec.json.decode(document.body), "queues": sorted(about & queues)}  # a worker of others, too
+        except UNREADABLE:  # what `_about` has no need of, and passes over
+            logger.debug("%s %s cannot be read", kind, document.key)
+            return None
         return replace(document, body=msgspec.json.encode(row))
 
     return replace(loaded, documents=[seen for each in loaded.documents if (seen := shown(each))])
 
 
 def _about(body: bytes) -> set[str]:
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+    with contextlib.suppress(*UNREADABLE):
         where = _where(body)
         return {*where.queues, where.queue} - {""}
     return set()

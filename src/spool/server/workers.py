@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -17,6 +18,8 @@ from spool.server.jobs import Nothing
 from spool.server.problems import Refused
 from spool.server.routes import Ask, Operation
 from spool.view import view
+
+logger = logging.getLogger("spool.server")
 
 ORDER_TTL: Final = 3_600_000
 _PAGES: Final = 20
@@ -91,18 +94,20 @@ async def reported(broker: Broker) -> list[Worker]:
     async for document, now in load(broker, "worker"):
         try:
             row = read_row(document.body)
-        except StoreCorrupt:
+        except StoreCorrupt as error:
+            logger.debug("%s: %s", document.key, error)
             continue
-        ordered = _order(orders.get(row.incarnation))
+        ordered = _order(row.incarnation, orders.get(row.incarnation))
         state: _State = "stopping" if row.stopping else "quiet" if row.quiet else "running"
         workers.append(Worker(row, state, ordered, now))
     return sorted(workers, key=lambda each: (each.row.host, each.row.started, each.row.incarnation))
 
 
-def _order(body: bytes | None) -> Literal["quiet", "stop"] | None:
+def _order(incarnation: str, body: bytes | None) -> Literal["quiet", "stop"] | None:
     try:
         return None if body is None else read_order(body).order
-    except StoreCorrupt:
+    except StoreCorrupt as error:
+        logger.debug("%s: %s", incarnation, error)
         return None
 
 

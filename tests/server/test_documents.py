@@ -19,13 +19,14 @@ from spool.server.session import SessionRow
 class Held:
     """A broker whose replies wait, from what was there when they were asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind=Load) -> None:
+        self.kind = kind
         self.broker = connect("sqlite://:memory:")
         self.asked, self.passable = asyncio.Event(), asyncio.Event()
 
     async def acall(self, verb):
         reply = await self.broker.acall(verb)
-        if isinstance(verb, Load):
+        if isinstance(verb, self.kind):
             self.asked.set()
             await self.passable.wait()
         return reply
@@ -51,14 +52,14 @@ async def test_sums_that_were_not_written_stay(monkeypatch):
     audit = Audit(broker, 30)
     for queue, count in (("a", 1), ("b", 2), ("c", 3)):
         audit.count(ANYBODY, "enqueue", queue, count)
-    write = audit._write
+    store = audit._store
 
-    async def fail(entry) -> None:
+    async def fail(key, entry) -> None:
         if entry.target == "b":
             raise BrokerUnavailable("the store is away")
-        await write(entry)
+        await store(key, entry)
 
-    monkeypatch.setattr(audit, "_write", fail)
+    monkeypatch.setattr(audit, "_store", fail)
     with suppress(BrokerUnavailable):
         await audit.flush()
     audit.count(ANYBODY, "enqueue", "b", 5)
@@ -66,10 +67,28 @@ async def test_sums_that_were_not_written_stay(monkeypatch):
     await audit.flush()
 
     entries, _ = await audit.page("", 100)
-    assert sorted((entry.target, entry.count) for entry in entries) == [("a", 1), ("b", 7), ("c", 3)]
+    assert sorted((entry.target, entry.count) for entry in entries) == [("a", 1), ("b", 2), ("b", 5), ("c", 3)]
     await audit.flush()
-    assert len((await audit.page("", 100))[0]) == 3
+    assert len((await audit.page("", 100))[0]) == 4
     await broker.aclose()
+
+
+async def test_a_sum_whose_writing_is_cut_short_is_counted_once():
+    held = Held(Store)
+    audit = Audit(held, 30)
+    async with audit.running():
+        audit.count(ANYBODY, "enqueue", "mail", 3)
+        audit.count(ANYBODY, "enqueue", "reports", 2)
+        flushing = asyncio.create_task(audit.flush())
+        await held.asked.wait()
+        flushing.cancel()
+        await asyncio.wait([flushing])
+        audit.count(ANYBODY, "enqueue", "mail", 1)
+        held.passable.set()
+
+    entries, _ = await audit.page("", 100)
+    assert sorted((entry.target, entry.count) for entry in entries) == [("mail", 1), ("mail", 3), ("reports", 2)]
+    await held.broker.aclose()
 
 
 async def test_entries_of_one_millisecond_are_listed_latest_first():

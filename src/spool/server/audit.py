@@ -60,6 +60,9 @@ class Audit:
         self._broker = broker
         self._ttl = round(days * 86_400_000)
         self._sums: dict[tuple[str, str, str, str], int] = {}
+        #: Sums that are being written, by key. Written again under the same one they are still one entry, if the first
+        #: writing was cut short, or its reply lost.
+        self._due: dict[str, Entry] = {}
         self._since_pruning = 0
         self._written = 0
 
@@ -76,9 +79,14 @@ class Audit:
         self._sums[key] = self._sums.get(key, 0) + count
 
     async def _write(self, entry: Entry) -> None:
+        await self._store(self._key(entry), entry)
+
+    def _key(self, entry: Entry) -> str:
         self._written += 1
         turn = -self._written % _TURNS  # counts down, as the time does
-        key = f"{_END - entry.at:014d}-{turn:06d}{secrets.token_hex(6)}"
+        return f"{_END - entry.at:014d}-{turn:06d}{secrets.token_hex(6)}"
+
+    async def _store(self, key: str, entry: Entry) -> None:
         await self._broker.acall(Store(KIND, key, _encode(entry), self._ttl))
         self._since_pruning += 1
         if self._since_pruning >= _PRUNE_EVERY:
@@ -99,14 +107,19 @@ class Audit:
 
     async def flush(self) -> None:
         """Write the sums. Those that were not written stay for the next time."""
-        for key in list(self._sums):
-            id, name, action, queue = key
+        await self._write_due()
+        if self._sums:
             now = (await self._broker.acall(Load("server"))).now
-            count = self._sums[key]
-            await self._write(Entry(now, name, id, "", action, queue, 200, count=count))
-            self._sums[key] -= count  # more may have come meanwhile
-            if not self._sums[key]:
-                del self._sums[key]
+            sums, self._sums = self._sums, {}
+            for (id, name, action, queue), count in sums.items():
+                entry = Entry(now, name, id, "", action, queue, 200, count=count)
+                self._due[self._key(entry)] = entry
+            await self._write_due()
+
+    async def _write_due(self) -> None:
+        for key, entry in list(self._due.items()):
+            await self._store(key, entry)
+            del self._due[key]
 
     async def page(self, cursor: str, limit: int) -> tuple[list[Entry], str]:
         """Return entries, the latest first, and the cursor of the next page."""

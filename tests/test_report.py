@@ -62,6 +62,13 @@ def test_rates_follow_the_last_ten_and_sixty_seconds(step):
     assert rates == Rates()
 
 
+def test_counts_that_begin_anew_have_no_rate_below_zero():
+    speedometer = Speedometer(0.0)
+    for second in range(30):
+        speedometer.note(float(second), {"done": 10 * second, "died": second})
+    assert speedometer.note(30.0, {"done": 0, "died": 31}) == Rates({"died": 1.1}, {"died": 1.033})
+
+
 def test_a_blob_is_small():
     meter = Meter("send")
     meter.runs[13] = 480

@@ -161,7 +161,9 @@ class Rates(msgspec.Struct, frozen=True):
 
 
 class Speedometer:
-    """Tells the rates of counts that only grow, from how they stood over the last minute. Times in seconds.
+    """Tells the rates of counts that grow, from how they stood over the last minute. Times in seconds.
+
+    What is less than it was began anew, and has no rate until it is more again.
 
     >>> speedometer = Speedometer(0.0)
     >>> for second in range(100):
@@ -186,7 +188,7 @@ class Speedometer:
     def _per_second(self, at: float, counts: dict[str, int], span: int) -> dict[str, float]:
         then, before = next((each for each in reversed(self._seen) if each[0] <= at - span), self._seen[0])
         more = {name: count - before.get(name, 0) for name, count in counts.items()}
-        return {name: round(n / max(1.0, at - then), 3) for name, n in more.items() if n}
+        return {name: round(n / max(1.0, at - then), 3) for name, n in more.items() if n > 0}
 
 
 class WorkerRow(msgspec.Struct, frozen=True):

@@ -259,6 +259,25 @@ def test_tokens_are_made_used_and_revoked(served):
     assert admin.post("/api/v1/tokens", json={"name": "x", "scopes": ["root"]}).status_code == 400
 
 
+def test_a_token_for_no_queue_is_not_one_for_all(sqlite_served):
+    admin = sqlite_served.client("admin")
+
+    refused = admin.post("/api/v1/tokens", json={"name": "x", "scopes": ["read"], "queues": []})
+
+    assert (refused.status_code, refused.json()["detail"]) == (
+        422,
+        "queues: name one or more, or leave them out (null): all of them",
+    )
+    assert "x" not in {row["name"] for row in admin.get("/api/v1/tokens").json()["items"]}
+    for given in ({"queues": None}, {}):
+        made = admin.post("/api/v1/tokens", json={"name": "all", "scopes": ["read"]} | given)
+        assert made.status_code == 201
+    assert [row["queues"] for row in admin.get("/api/v1/tokens").json()["items"] if row["name"] == "all"] == [
+        None,
+        None,
+    ]
+
+
 def test_whose_token_it_is_is_told(served):
     told = served.client("operate", queues=["mail"]).get("/api/v1/me").json()
 

@@ -100,13 +100,15 @@ def new_token(
         raise ConfigError("a token's name is 1 to 100 printable characters")
     if expires_in is not None and not 0 < expires_in <= 100 * 366 * 86_400:
         raise ConfigError("a token expires after more than 0 seconds and at most 100 years")
+    if queues is not None and not queues:
+        raise ConfigError("queues: name one or more, or leave them out (null): all of them")
     id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     row = TokenRow(
         name,
         digest(secret),
         [scope for scope in SCOPES if scope in given],
         now,
-        None if not queues else [check_name("queue", queue) for queue in queues],
+        None if queues is None else [check_name("queue", queue) for queue in queues],
         None if expires_in is None else now + round(expires_in * 1000),
     )
     return id, f"spool_{id}_{secret}", row

@@ -34,11 +34,15 @@ class Tokens(msgspec.Struct, frozen=True):
 
 
 class TokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A token to make: for these scopes, for some queues only, for so many seconds."""
+    """A token to make: for these scopes, for some queues only, for so many seconds.
+
+    ``queues`` null, or left out, are all of them.
+    """
 
     name: Annotated[str, Meta(pattern=r"^[!-~][ -~]{0,98}[!-~]?$")]
     scopes: Annotated[list[Scope], Meta(min_length=1, max_length=5)]
-    queues: Annotated[list[Name], Meta(max_length=100)] = []
+    #: That it has one, at least, is for `new_token` to say, which tells what means all of them.
+    queues: Annotated[list[Name], Meta(max_length=100, extra_json_schema={"minItems": 1})] | None = None
     expires_in: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] | None = None
 
 
@@ -77,9 +81,7 @@ async def create(ask: Ask[None, TokenRequest]) -> Any:
     """Make a token."""
     broker, request = ask.services.broker, ask.body
     now = (await broker.acall(Load("server"))).now
-    id, token, row = new_token(
-        request.name, request.scopes, now, queues=request.queues or None, expires_in=request.expires_in
-    )
+    id, token, row = new_token(request.name, request.scopes, now, queues=request.queues, expires_in=request.expires_in)
     await broker.acall(storing(id, row))
     await ask.services.tokens.refresh()
     return Reply(NewToken(id, token), 201)

@@ -211,7 +211,8 @@ class WorkerRow(msgspec.Struct, frozen=True):
     concurrency: int
     pool_size: int
     lease: int
-    running: int
+    running: int | None
+    """Jobs of all its queues; None where that is not told: to who may not know of all of them."""
     stopping: bool
     version: str
     python: str
@@ -219,9 +220,9 @@ class WorkerRow(msgspec.Struct, frozen=True):
     memory: int = 0
     """Bytes of memory that the process takes."""
     ended: dict[str, int] = {}
-    """Attempts that this incarnation has ended, by outcome as in metrics."""
+    """Attempts that this incarnation has ended, by outcome as in metrics; none where ``running`` is not told."""
     rates: Rates | None = None
-    """The same in a second, by the worker's own clock; None of a worker that does not tell."""
+    """The same in a second, by the worker's own clock; None of a worker that does not tell, and as ``running``."""
 
 
 class OrderRow(msgspec.Struct, frozen=True):

@@ -153,6 +153,21 @@ def test_login_wants_a_token_and_leads_to_the_page_that_was_asked_for(browser, s
     expect(browser.get_by_role("heading", level=1)).to_have_text("Queues")
 
 
+def test_a_token_for_one_queue_is_not_told_how_busy_a_worker_is(browser, site):
+    browser.context.clear_cookies()
+    log_in(browser, site, site.served.token("read", queues=["hostile"]), "/workers")
+    card = browser.locator("[data-worker]")
+    expect(card).to_contain_text("– of ")
+    expect(card.locator("progress")).to_be_hidden()
+    expect(card.locator("summary")).to_have_text("Jobs")
+    for each in ("done", "failed"):
+        expect(card.locator(f"[data-rate={each}]")).to_have_text("– · –")
+    browser.context.clear_cookies()
+    log_in(browser, site, site.token, "/workers")
+    expect(card.locator("progress")).to_be_visible()
+    expect(card).not_to_contain_text("– of ")
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_each_page_opens_by_address_and_by_navigation(browser, site, path):
     open_(browser, site, path)

@@ -132,7 +132,7 @@ def test_workers_and_rates_are_in_the_stream_as_in_the_api(served):
         follower.until(lambda it: "oldest" in it.state["queues"]["mail"])
         state = msgspec.convert(follower.state, LiveState)
 
-    assert state.workers["w"].row == row
+    assert msgspec.to_builtins(state.workers["w"].row) == msgspec.to_builtins(row)
     assert state.workers["w"].ordered == "quiet"
     (listed,) = client.get("/api/v1/workers").json()["items"]
     assert listed["row"]["rates"] == follower.state["workers"]["w"]["row"]["rates"]
@@ -173,6 +173,22 @@ def test_a_token_for_some_queues_sees_those(sqlite_served):
         assert set(mine.state["queues"]) == {"mail"}
         assert [event["queue"] for event in mine.events] == ["mail"]
         assert set(whole.state["queues"]) == {"mail", "secret"}
+
+
+def test_a_token_for_some_queues_is_not_told_what_a_worker_does_for_others(sqlite_served):
+    row = WorkerRow("w", "n", "h", 1, "", "", 0, 1, ["mail"], 9, 0, 9000, 7, False, "0", "3", ended={"done": 3})
+    row = msgspec.structs.replace(row, rates=Rates({"done": 0.3}, {"done": 0.05}))
+    other = msgspec.structs.replace(row, incarnation="o", queues=["mail", "secret"])
+    for each in (row, other):
+        sqlite_served.broker.call(Store("worker", each.incarnation, encode_row(each), 60_000))
+    with listen(sqlite_served, queues=["mail"]) as connection:
+        follower = Follower(connection)
+        follower.step()
+        mine = msgspec.convert(follower.state, LiveState).workers["w"].row
+        shared = msgspec.convert(follower.state, LiveState).workers["o"].row
+
+    assert (mine.queues, mine.running, mine.ended, mine.rates) == (["mail"], 7, row.ended, row.rates)
+    assert (shared.queues, shared.running, shared.ended, shared.rates) == (["mail"], None, {}, None)
 
 
 def test_a_page_of_another_origin_is_refused(sqlite_served):

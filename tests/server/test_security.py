@@ -17,11 +17,12 @@ import httpx
 import msgspec
 import pytest
 import websockets.sync.client
+from msgspec.structs import replace
 from websockets.exceptions import InvalidStatus
 
 from spool.broker import Enqueue, Load, NewJob, Store, connect
 from spool.errors import ConfigError, SpoolError
-from spool.report import WorkerRow, read_row
+from spool.report import Rates, WorkerRow, read_row
 from spool.server import Limits, ServerSettings, session
 from spool.server import app as server_app
 from spool.server.auth import digest
@@ -299,22 +300,26 @@ def test_read_only_changes_nothing(tmp_path):
 
 
 def test_a_token_for_one_queue_learns_nothing_of_another(sqlite_served):
-    row = WorkerRow("w", "n", "h", 1, "", "", 0, 0, ["mail", "secret"], 1, 0, 10_000, 0, False, "1", "3")
+    row = WorkerRow("w", "n", "h", 1, "", "", 0, 0, ["mail", "secret"], 1, 0, 10_000, 7, False, "1", "3")
+    row = replace(row, ended={"done": 3}, rates=Rates({"done": 0.3}, {"done": 0.05}))
     sqlite_served.broker.call(Store("worker", "w", msgspec.json.encode(row)))
     sqlite_served.broker.call(Enqueue("secret", [NewJob("there", b"")]))
     token = sqlite_served.token("operate", "work", queues=["mail"])
     client = sqlite_served.client_of(token)
     eventually(lambda: client.get("/api/v1/me").status_code == 200)
 
+    seen = msgspec.to_builtins(replace(row, queues=["mail"], running=None, ended={}, rates=None))
     (worker,) = client.get("/api/v1/workers").json()["items"]
-    assert worker["row"]["queues"] == ["mail"]
-    assert client.get("/api/v1/workers/w").json()["worker"]["row"]["queues"] == ["mail"]
+    assert worker["row"] == seen
+    assert client.get("/api/v1/workers/w").json()["worker"]["row"] == seen
+    (whole,) = sqlite_served.client("read").get("/api/v1/workers").json()["items"]
+    assert whole["row"] == msgspec.to_builtins(row)
     with client.stream("GET", "/api/v1/live/events") as answer:
         snapshot = next(line for line in answer.iter_lines() if line.startswith("data: "))
     assert "secret" not in snapshot
     broker = connect(sqlite_served.url.replace("://", f"://:{token}@"))
     (document,) = broker.call(Load("worker")).documents
-    assert read_row(document.body).queues == ["mail"]
+    assert msgspec.to_builtins(read_row(document.body)) == seen
     broker.close()
     for id in ("there", "not-there"):
         asked = {"id": [f"secret/{id}"]}

@@ -166,7 +166,7 @@ def workers(*, url: str | None, as_json: bool) -> None:
                 row.host,
                 row.pid,
                 ", ".join(row.queues),
-                f"{row.running} of {row.concurrency}",
+                f"{'-' if row.running is None else row.running} of {row.concurrency}",
                 moment(row.started),
                 f"{row.version}, Python {row.python}",
                 "stopping" if row.stopping else "quiet" if row.quiet else "running",

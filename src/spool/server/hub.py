@@ -23,6 +23,7 @@ from spool import __version__
 from spool.broker import Broker
 from spool.errors import SpoolError
 from spool.server.watching import Tree, Watch, plain
+from spool.server.workers import UNTOLD
 from spool.telemetry import History
 
 logger = logging.getLogger("spool.server")
@@ -166,7 +167,9 @@ class Sight:
         for name, each in watch.workers.items():
             if mine := [queue for queue in each["row"]["queues"] if self.sees(queue)]:
                 workers[name] = {key: value for key, value in each.items() if key != "now"}
-                workers[name]["row"] = {**each["row"], "queues": mine}
+                if len(mine) < len(each["row"]["queues"]):
+                    row = {key: value for key, value in each["row"].items() if key not in UNTOLD}
+                    workers[name]["row"] = {**row, "queues": mine}
         store: Tree = {"up": not watch.trouble, "trouble": watch.trouble}
         return {"version": __version__, "store": store, "queues": queues, "workers": workers, **self._slow}
 

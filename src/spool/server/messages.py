@@ -49,10 +49,16 @@ class LiveQueue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rates: Rates | None = None
 
 
+class LiveRow(WorkerRow, frozen=True, kw_only=True):
+    """The row of a worker. ``running`` is missing where it is null, as to a token for some of its queues."""
+
+    running: int | None = None
+
+
 class LiveWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A worker, as ``/api/v1/workers`` has it."""
 
-    row: WorkerRow
+    row: LiveRow
     state: Literal["running", "quiet", "stopping"]
     ordered: Literal["quiet", "stop"] | None = None
 

@@ -57,6 +57,7 @@ from spool.opaque import UNREADABLE
 from spool.server.problems import Refused, problem_of
 from spool.server.routes import Ask, Operation, Reply, Scope
 from spool.server.waits import OrderWaits, WorkWaits
+from spool.server.workers import UNTOLD
 
 logger = logging.getLogger("spool.server")
 
@@ -333,7 +334,7 @@ def _visible(kind: str, loaded: Loaded, ask: Ask[None, bytes]) -> Loaded:
         if about <= queues:
             return document
         try:
-            row = {**msgspec.json.decode(document.body), "queues": sorted(about & queues)}  # a worker of others, too
+            row = msgspec.json.decode(document.body) | {"queues": sorted(about & queues)} | UNTOLD  # a worker of others
         except UNREADABLE:  # what `_about` has no need of, and passes over
             logger.debug("%s %s cannot be read", kind, document.key)
             return None

@@ -21,6 +21,8 @@ from spool.view import view
 
 logger = logging.getLogger("spool.server")
 
+UNTOLD: Final[dict[str, Any]] = {"running": None, "ended": {}, "rates": None}
+"""What counts all queues of a worker, as those see it who may not know of some of them."""
 ORDER_TTL: Final = 3_600_000
 _PAGES: Final = 20
 
@@ -40,7 +42,8 @@ class Running(msgspec.Struct, frozen=True):
 class Worker(msgspec.Struct, frozen=True):
     """A worker process as it described itself last, every few seconds.
 
-    ``ordered`` is what it was told, which it may not have done yet; ``now`` is the store's clock.
+    ``ordered`` is what it was told, which it may not have done yet; ``now`` is the store's clock. A token for some of
+    its queues sees those alone, and not what counts them all: ``running`` and ``rates`` are null, ``ended`` is empty.
     """
 
     row: WorkerRow
@@ -84,7 +87,10 @@ async def list_workers(ask: Ask[None, None]) -> Workers:
 
 def _seen(ask: Ask[Any, Any], worker: Worker) -> Worker:
     """Return a worker without the queues that the caller may not know of."""
-    return replace(worker, row=replace(worker.row, queues=[each for each in worker.row.queues if ask.sees(each)]))
+    queues = [each for each in worker.row.queues if ask.sees(each)]
+    if len(queues) == len(worker.row.queues):
+        return worker
+    return replace(worker, row=replace(worker.row, queues=queues, **UNTOLD))
 
 
 async def reported(broker: Broker) -> list[Worker]:

@@ -67,16 +67,19 @@ function card(worker) {
         const word = now.ordered && now.state === "running" ? `told to ${now.ordered === "quiet" ? "be quiet" : "stop"}` : now.state;
         put(state, word);
         state.className = `badge ${now.state === "running" && !now.ordered ? "good" : "warn"}`;
-        put(slots, `${now.row.running} of ${all}`);
+        // Who may not know of all its queues is not told how many jobs it runs.
+        const told = now.row.running !== undefined;
+        put(slots, `${told ? now.row.running : "–"} of ${all}`);
+        bar.classList.toggle("hidden", !told);
         bar.max = Math.max(1, all);
-        bar.value = now.row.running;
+        bar.value = now.row.running ?? 0;
         put(memory, now.row.memory ? bytes(now.row.memory) : "–");
         put(uptime, duration(Math.round(Math.max(0, clock.now() - now.row.started) / 1000)));
         put(done, speeds(now.row.rates, ["done"]));
         put(failed, speeds(now.row.rates, ["retried", "died"]));
         quiet.classList.toggle("hidden", Boolean(now.ordered) || now.state !== "running");
         stop.classList.toggle("hidden", now.ordered === "stop" || now.state === "stopping");
-        put(unfold.firstChild, `Jobs (${now.row.running})`);
+        put(unfold.firstChild, told ? `Jobs (${now.row.running})` : "Jobs");
         // A worker that is always full runs other jobs all the time.
         if (unfold.open && !asked.busy && (now.row.running !== running || Date.now() - loaded > LIST)) load();
         running = now.row.running;

@@ -539,6 +539,15 @@ def test_workers_of_an_empty_store(run, app):
     assert run("workers").code == 0
 
 
+def test_an_argument_that_is_not_utf8_is_told_in_one_line(run, app):
+    app.tasks["send"].enqueue("a")
+    for command in (("jobs", "show"), ("jobs", "cancel"), ("dead", "show"), ("dead", "replay")):
+        ran = run(*command, "mail/\udcff")
+        assert ran.code == 1
+        assert "no job '\\udcff' is known" in ran.err
+        assert len(ran.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("body", [b"{}", b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}"], ids=["empty", "deep"])
 def test_a_row_that_cannot_be_read_hides_no_worker(run, broker, body):
     row = WorkerRow("w", "n", "h", 1, "", "", 0, 0, ["mail"], 1, 0, 9000, 0, False, "1", "3")

@@ -731,12 +731,17 @@ def test_pages_lead_through_all_of_them(app):
             if not cursor:
                 return found
 
-    for limit in (1, 3, 12, 100):
-        found = pages(limit)
-        assert all(len(page) <= limit for page in found)
-        assert sorted(id for page in found for id in page) == sorted(job.id for job in app.jobs())
+    for queue in ("a", "b", "c"):  # and those that are known by their ids
+        app.tasks["send"].options(id="daily", queue=queue).enqueue(1)
+    app.tasks["send"].options(id="other", key="daily", queue="a").enqueue(1)
+    names = [*(f"{queue}/daily" for queue in "cba"), *(f"mail/{job.id}" for job in app.jobs(queue="mail"))]
+    for limit in (1, 2, 3, 4, 12, 100):
+        for filters in ({}, {"id": names}, {"id": names, "queue": ["a", "mail"]}, {"search": "daily"}):
+            found = pages(limit, **filters)
+            assert all(len(page) <= limit for page in found)
+            assert sorted(id for page in found for id in page) == sorted(job.id for job in app.jobs(**filters))
     assert sum(map(len, pages(2, queue="files", state=["ready", "scheduled"]))) == 5
-    assert pages(10, task="nothing") == [[]]
+    assert pages(10, task="nothing", queue="mail") == [[]]
 
 
 def test_a_cursor_of_a_queue_that_is_gone_leads_on(app):
@@ -748,6 +753,30 @@ def test_a_cursor_of_a_queue_that_is_gone_leads_on(app):
 
     assert [job.queue for job in first.jobs] == ["files", "files"]
     assert [job.queue for job in rest.jobs] == ["mail", "mail", "mail"]
+
+
+def test_a_cursor_among_named_jobs_leads_on_when_they_move(app):
+    for queue in ("a", "b", "c"):
+        app.tasks["send"].options(id="daily", queue=queue).enqueue(1)
+    first = app.jobs(search="daily").page("", 1)
+    assert [job.queue for job in first.jobs] == ["a"]
+    app.jobs(id=["a/daily", "b/daily"]).delete()
+    assert [job.queue for job in app.jobs(search="daily").page(first.cursor, 5).jobs] == ["c"]
+
+
+@pytest.mark.parametrize("name", ["\udcff", "mail/\udcff", "\ud800/x"])
+def test_an_id_that_no_job_can_have_is_not_known(app, send, name):
+    send.enqueue(1)
+    for ask in (app.job, lambda name: list(app.jobs(id=name)), lambda name: app.jobs(id=[name]).cancel()):
+        with pytest.raises(JobNotFound, match=r"no job .* is known"):
+            ask(name)
+    with pytest.raises(JobNotFound, match="no job 'x' is known"):
+        app.job("x", queue="\ud800")
+    assert (list(app.jobs(search=name)), list(app.jobs(error=name))) == ([], [])
+    with pytest.raises(ConfigError, match="not text"):
+        send.handle(name)
+    with pytest.raises(ConfigError, match="not text"):
+        send.handle("x", queue=name)
 
 
 @pytest.mark.parametrize("cursor", ["x", "é", "bm8=", "W10="])

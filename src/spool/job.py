@@ -58,6 +58,15 @@ def check_name(kind: str, name: object) -> str:
     return name
 
 
+def is_text(text: str) -> bool:
+    """Whether a store can be given it: a lone surrogate, as for a byte that is not UTF-8, has no encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 _last_id = 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, cast
 import msgspec
 
 from spool.broker import Act, Broker, Enqueue, Enqueued, Get, NewJob, cancellation
-from spool.errors import JobCancelled, JobConflict, JobFailed, JobNotFound, ResultTimeout
+from spool.errors import ConfigError, JobCancelled, JobConflict, JobFailed, JobNotFound, ResultTimeout
 from spool.job import (
     MAIN,
     PROCESS,
@@ -25,6 +25,7 @@ from spool.job import (
     State,
     check_name,
     encode_record,
+    is_text,
     new_id,
     read_ending,
 )
@@ -223,8 +224,14 @@ class Task(Generic[P, R_co, C_co]):
         )
 
     def handle(self, id: str, queue: str | None = None) -> Handle[R_co]:
-        """Return a handle on a job of this task that was enqueued earlier or elsewhere. Does not ask the store."""
-        return Handle(self, self._client, queue or self.settings.queue, id, created=False)
+        """Return a handle on a job of this task that was enqueued earlier or elsewhere. Does not ask the store.
+
+        Raises `ConfigError` for an id or a queue that is not text.
+        """
+        queue = queue or self.settings.queue
+        if not is_text(queue + id):
+            raise ConfigError(f"{queue!r}/{id!r} is not text: it holds a lone surrogate, which no store has")
+        return Handle(self, self._client, queue, id, created=False)
 
     @property
     def signature(self) -> Signature:

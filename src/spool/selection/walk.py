@@ -16,7 +16,7 @@ import msgspec
 
 from spool.broker import Broker, Find, Get, Load, Loaded, Verb
 from spool.errors import ConfigError, JobNotFound
-from spool.job import State
+from spool.job import State, is_text
 from spool.selection.criteria import Criteria
 from spool.view import Job, view
 
@@ -70,14 +70,20 @@ def look_up(id: str, queues: Sequence[str] | None = None, first: Iterable[str] =
     queue, slash, id = id.rpartition("/")
     if slash:
         queues = (queue,)
+    if not all(map(is_text, (id, *(queues or ())))):  # no store could be asked
+        raise _unknown(id, queues)
     for queue in dict.fromkeys(first) if queues is None else queues:
         if snapshot := (yield Get(queue, id)):
             return view(snapshot)
     for queue in (yield from _known_queues((yield Load("queue")))) if queues is None else ():
         if snapshot := (yield Get(queue, id)):
             return view(snapshot)
+    raise _unknown(id, queues)
+
+
+def _unknown(id: str, queues: Sequence[str] | None) -> JobNotFound:
     where = "in any queue" if queues is None else f"in queue {', '.join(map(repr, queues))}"
-    raise JobNotFound(f"no job {id!r} is known {where} (any more)")
+    return JobNotFound(f"no job {id!r} is known {where} (any more)")
 
 
 def _known_queues(page: Loaded) -> Steps[list[str]]:
@@ -141,6 +147,8 @@ class Walk:
         if self._chosen.search is None:
             return
         named, slash, id = self._chosen.search.rpartition("/")
+        if not is_text(id):
+            return
         for queue in queues:
             if (queue == named or not slash) and (snapshot := (yield Get(queue, id))):
                 self._named[queue] = [view(snapshot)]
@@ -166,12 +174,9 @@ class Walk:
         """
         queues = sorted((yield from self.queues()))
         places = [(queue, state) for queue in queues for state in self.states]
-        jobs: list[Job] = []
-        if not cursor:
-            named = ((job, state) for queue, state in places for job in self._named.get(queue, ()))
-            jobs = [job for job, state in named if job.state is state and self._matches(job)]
-        if self._chosen.ids is not None:
-            return Page(jobs, "")
+        jobs, inner = self._named_after(places, cursor, limit)
+        if inner or self._chosen.ids is not None:
+            return Page(jobs, inner)
         at, inner = self._place(places, cursor)
         reads = 0
         while at < len(places):
@@ -187,11 +192,35 @@ class Walk:
                 at, inner = at + 1, ""
         return Page(jobs, "")
 
+    def _named_after(self, places: list[tuple[str, State]], cursor: str, limit: int) -> tuple[list[Job], str]:
+        """Return at most ``limit`` of the jobs that are known by their ids, and the cursor of those that are left."""
+        after = ("", -1, -1)
+        if cursor:
+            queue, state, inner = _read_cursor(cursor)
+            if isinstance(inner, str):  # among those that the store lists, which come after them
+                return [], ""
+            after = (queue, self.states.index(state) if state in self.states else len(self.states), inner)
+        left = [
+            (place, number, job)
+            for place in places
+            for number, job in enumerate(self._named.get(place[0], ()))
+            if job.state is place[1]
+            and self._matches(job)
+            and (job.queue, self.states.index(job.state), number) > after
+        ]
+        jobs = [job for _, _, job in left[:limit]]
+        if len(left) <= limit:
+            return jobs, ""
+        (queue, state), number, _ = left[limit - 1]
+        return jobs, _cursor(queue, state, number)
+
     def _place(self, places: list[tuple[str, State]], cursor: str) -> tuple[int, str]:
         """Return where a cursor points: an index of ``places``, or of the queue after one that is gone."""
         if not cursor:
             return 0, ""
         queue, state, inner = _read_cursor(cursor)
+        if not isinstance(inner, str):  # the last of those that are known by their ids
+            return 0, ""
         for index, place in enumerate(places):
             if place == (queue, state):
                 return index, inner
@@ -251,12 +280,13 @@ def _when(job: Job) -> int:
     return (job.finished or 0) if job.state.terminal else job.created
 
 
-def _cursor(queue: str, state: State, inner: str) -> str:
+def _cursor(queue: str, state: State, inner: str | int) -> str:
+    """Return a cursor: ``inner`` is the store's, or the number of the last job listed of those known by their ids."""
     return base64.urlsafe_b64encode(msgspec.json.encode((queue, state, inner))).decode()
 
 
-def _read_cursor(cursor: str) -> tuple[str, State, str]:
+def _read_cursor(cursor: str) -> tuple[str, State, str | int]:
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode("ascii")), type=tuple[str, State, str])
+        return msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode("ascii")), type=tuple[str, State, str | int])
     except (ValueError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{cursor[:100]!r} is not the cursor of a page") from error

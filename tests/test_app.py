@@ -472,6 +472,16 @@ class TestLookingUp:
         assert app.job(declared.id).queue == "default"
         assert app.job(elsewhere.id).queue == "other"
 
+    def test_by_an_id_of_several_queues(self, app, square):
+        queues = ["default", "other", *(f"q{number}" for number in range(9))]
+        for queue in queues:
+            square.options(queue=queue, id="mine").enqueue(3)
+        with pytest.raises(ConfigError, match="'mine' is that of default/mine, other/mine, q0/mine, q1/mine,"):
+            app.job("mine")
+        with pytest.raises(ConfigError, match="q7/mine and 1 more: name the queue, as default/mine"):
+            app.job("mine")
+        assert app.job("mine", "other") == app.job("other/mine")
+
     async def test_in_a_loop(self, app, square):
         declared, elsewhere = await square.aenqueue(3), await square.options(queue="other").aenqueue(3)
         assert (await app.ajob(declared.id)).queue == "default"

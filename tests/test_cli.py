@@ -308,6 +308,19 @@ def test_naming_an_unknown_job_changes_nothing(run, app):
     assert handle.status() is State.READY
 
 
+@pytest.mark.parametrize("command", ["show", "cancel", "delete", "replay"])
+def test_an_id_of_several_queues_names_no_job(run, app, command):
+    send = app.tasks["send"]
+    handles = [send.options(queue=queue, id="order-7", delay=500).enqueue("a") for queue in ("zzz", "aaa")]
+    ran = run("jobs", command, "order-7")
+    assert (ran.code, ran.out) == (2, "")
+    assert "id 'order-7' is that of aaa/order-7 and zzz/order-7: name the queue, as aaa/order-7" in ran.err
+    assert [handle.status() for handle in handles] == [State.SCHEDULED] * 2
+    if command in ("cancel", "delete"):
+        assert run("jobs", command, "order-7", "--queue", "aaa").code == 0
+        assert handles[0].status() is State.SCHEDULED
+
+
 def test_jobs_delete_by_state(run, app):
     kept = app.tasks["send"].enqueue("a")
     gone = app.tasks["send"].options(delay=60).enqueue("b")

@@ -26,7 +26,7 @@ from spool.broker import (
 )
 from spool.broker.sqlite import leases
 from spool.job import Attempt, Ending, State, Tally, encode_ending, new_id
-from spool.selection import MAX_DEAD, MAX_DEAD_DAYS
+from spool.selection import MAX_DEAD, MAX_DEAD_DAYS, Selection
 from spool.selection.pace import Pace
 from spool.selection.walk import PAGE
 from spool.view import Job
@@ -252,6 +252,18 @@ class TestChoosing:
         created = dt.datetime.fromtimestamp(job.created / 1000, dt.UTC)
         assert ids(app.jobs(since=created)) == [job.id]
         assert ids(app.jobs(until=created)) == []
+
+    @pytest.mark.parametrize("among", [None, ["mail", "files"]])
+    def test_an_id_of_several_queues_names_none(self, app, send, among):
+        send.options(id="order-17").enqueue(1)
+        app.tasks["shrink"].options(id="order-17").enqueue("x")
+        chosen = app.jobs(id=["mail/order-17", "order-17"], queue=among)
+        for act in (list, Selection.count, Selection.page, Selection.cancel, Selection.delete):
+            with pytest.raises(ConfigError, match="'order-17' is that of files/order-17 and mail/order-17: name the"):
+                act(chosen)
+        assert app.jobs(state="ready").count() == 2
+        assert app.jobs(id="order-17", queue="files").cancel() == 1
+        assert app.jobs(id="mail/order-17").cancel() == 1
 
     def test_by_id(self, app, send):
         first, second, third = enqueue(send, 3)

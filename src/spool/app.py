@@ -444,7 +444,8 @@ class Spool:
     def job(self, id: str, queue: str | None = None) -> Job:
         """Return all that is known of a job, by ``queue/id``, or by id and queue.
 
-        By the id alone it is looked for in every queue, those of this app's tasks first. Raises `JobNotFound`.
+        By the id alone it is looked for in every queue. Raises `JobNotFound`, and `ConfigError` for an id that several
+        queues have.
         """
         self.check_sync("job", "ajob")
         return run(self.broker, self._look_up(id, queue))

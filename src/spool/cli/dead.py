@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def dead() -> None:
     """Look after the dead letter queue: jobs whose attempts are spent.
 
-    A job is named QUEUE/ID, or by its ID alone.
+    A job is named QUEUE/ID, or by its ID alone where no other queue has it.
     """
 
 

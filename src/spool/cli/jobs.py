@@ -32,7 +32,7 @@ Acting = Callable[[Selection], int]
 def jobs() -> None:
     """Look at jobs; cancel, replay or delete them.
 
-    A job is named QUEUE/ID, or by its ID alone.
+    A job is named QUEUE/ID, or by its ID alone where no other queue has it.
     """
 
 

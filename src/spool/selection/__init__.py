@@ -52,11 +52,11 @@ class Selection:
     or listed twice. Done and cancelled jobs are the most recent 10,000 endings of a queue.
 
     Every method has an async twin, and raises `SyncInLoop` inside a running event loop; all raise `BrokerUnavailable`,
-    and for ids that are not known `JobNotFound` before anything is changed. The methods that change jobs refuse with
-    `ConfigError` a selection without any criterion, unless ``everything=True`` says that it is meant, and one in whose
-    states there is nothing that they could change. A job that has moved on, since it was listed, to a state that is not
-    chosen is left alone. They return how many jobs they changed, and may be called again: what was done is not done
-    twice.
+    and, before anything is changed, `JobNotFound` for ids that are not known and `ConfigError` for an id without its
+    queue that several queues have. The methods that change jobs refuse with `ConfigError` a selection without any
+    criterion, unless ``everything=True`` says that it is meant, and one in whose states there is nothing that they
+    could change. A job that has moved on, since it was listed, to a state that is not chosen is left alone. They return
+    how many jobs they changed, and may be called again: what was done is not done twice.
 
     >>> from spool import Spool, testing
     >>> app = Spool()

@@ -25,6 +25,8 @@ T = TypeVar("T")
 PAGE: Final = 250
 READS: Final = 20
 """Pages of the store that are read for one page of a selection: where few jobs match, a page may be short."""
+_NAMED: Final = 10
+"""Jobs of one id that an error lists."""
 
 Steps = Generator[Verb[Any] | float | list[Job], Any, T]
 """Verbs to carry out, seconds to wait, and, from a listing only, jobs to hand out."""
@@ -65,25 +67,44 @@ async def _asleep(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-def look_up(id: str, queues: Sequence[str] | None = None, first: Iterable[str] = ()) -> Steps[Job]:
-    """Find one job by ``queue/id``, or by its id in ``queues``: None is every queue, ``first`` before the others."""
+def look_up(id: str, queues: Sequence[str] | None = None, others: Iterable[str] = ()) -> Steps[Job]:
+    """Find one job by ``queue/id``, or by its id in ``queues``.
+
+    None is every queue; in ``others`` it is looked for if it is in none that the store lists. Raises `JobNotFound`, and
+    `ConfigError` for an id that several queues have: which one is meant, nobody can tell.
+    """
     queue, slash, id = id.rpartition("/")
     if slash:
         queues = (queue,)
     if not all(map(is_text, (id, *(queues or ())))):  # no store could be asked
         raise _unknown(id, queues)
-    for queue in dict.fromkeys(first) if queues is None else queues:
-        if snapshot := (yield Get(queue, id)):
-            return view(snapshot)
-    for queue in (yield from _known_queues((yield Load("queue")))) if queues is None else ():
-        if snapshot := (yield Get(queue, id)):
-            return view(snapshot)
+    found = yield from _having(id, (yield from _known_queues((yield Load("queue")))) if queues is None else queues)
+    if not found and queues is None:
+        found = yield from _having(id, others)
+    if len(found) > 1:
+        raise ConfigError(f"the id {id!r} is that of {_listed(found)}: name the queue, as {found[0]}")
+    if found:
+        return found[0]
     raise _unknown(id, queues)
 
 
 def _unknown(id: str, queues: Sequence[str] | None) -> JobNotFound:
     where = "in any queue" if queues is None else f"in queue {', '.join(map(repr, queues))}"
     return JobNotFound(f"no job {id!r} is known {where} (any more)")
+
+
+def _having(id: str, queues: Iterable[str]) -> Steps[list[Job]]:
+    found: list[Job] = []
+    for queue in sorted(set(queues)):
+        if snapshot := (yield Get(queue, id)):
+            found.append(view(snapshot))  # noqa: PERF401 - a comprehension cannot yield
+    return found
+
+
+def _listed(jobs: Sequence[Job]) -> str:
+    if len(jobs) > _NAMED:
+        return f"{', '.join(map(str, jobs[:_NAMED]))} and {len(jobs) - _NAMED} more"
+    return f"{', '.join(map(str, jobs[:-1]))} and {jobs[-1]}"
 
 
 def _known_queues(page: Loaded) -> Steps[list[str]]:

@@ -225,7 +225,9 @@ def test_a_batch_answers_for_each_of_its_jobs(served):
     assert answer.status_code == 200
     items = answer.json()["items"]
     assert [item.get("error", {}).get("status") for item in items] == [None, 422, None, None, 409, 400, 400, None]
-    assert [item.get("created", True) for item in items] == [True, False, True, False, False, False, False, True]
+    assert [item.get("created") for item in items] == [True, None, True, False, None, None, None, True]
+    schema = client.get("/api/v1/openapi.json").json()["components"]["schemas"]["BatchItem"]
+    assert schema["properties"]["created"] == {"type": "boolean"}
     assert (answer.json()["stored"], answer.json()["failed"]) == (4, 4)
     assert len(client.get("/api/v1/jobs").json()["items"]) == 3
 

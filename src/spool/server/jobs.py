@@ -45,11 +45,11 @@ class Calls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BatchItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of one call of a batch: queue, id and ``created``, or ``error``."""
+    """What became of one call of a batch: queue, id and ``created``, as of one that comes alone, or ``error``."""
 
     queue: str = ""
     id: str = ""
-    created: bool = True
+    created: bool | msgspec.UnsetType = msgspec.UNSET
     error: Problem | None = None
 
 
@@ -156,14 +156,14 @@ async def enqueue_many(ask: Ask[None, BatchRequest]) -> Batch:
     unknown = 0
     for index, request in enumerate(decoded):
         if not isinstance(request, JobRequest):
-            items[index] = BatchItem(created=False, error=request)
+            items[index] = BatchItem(error=request)
             continue
         try:
             queue, job = ask.services.intake.seal(request, hint=unknown < _HINTS)
             ask.check_queue(queue)
         except (SpoolError, Refused) as error:
             unknown += isinstance(error, TaskUnknown)
-            items[index] = BatchItem(created=False, error=_problem(error))
+            items[index] = BatchItem(error=_problem(error))
         else:
             pending.append((index, queue, job.id, ask.services.intake.put(queue, job, request.durability)))
     stored: dict[str, int] = {}
@@ -182,9 +182,9 @@ async def _outcome(queue: str, id: str, future: asyncio.Future[bool | None]) -> 
     try:
         created = await future
     except SpoolError as error:
-        return BatchItem(queue, id, created=False, error=problem_of(error))
+        return BatchItem(queue, id, error=problem_of(error))
     if created is None:
-        return BatchItem(queue, id, created=False, error=problem_of(_conflict(queue, id)))
+        return BatchItem(queue, id, error=problem_of(_conflict(queue, id)))
     return BatchItem(queue, id, created)
 
 

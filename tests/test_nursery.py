@@ -168,20 +168,28 @@ def test_a_parent_that_dies_during_the_import_takes_the_nursery_with_it(tmp_path
 @pytest.mark.parametrize(
     ("app", "url", "reason"),
     [
-        ("tests.broken_shop:app", None, "RuntimeError: the configuration is missing"),
-        ("tests.no_shop:app", None, "no module 'tests.no_shop'"),
-        ("tests.shop:nothing", None, "no attribute 'nothing'"),
-        ("tests.shop:add", None, "is no Spool app but a Task"),
-        ("tests.shop:app", "ftp://x", "must begin with sqlite://"),
+        ("tests.broken_shop:app", None, "cannot be imported: RuntimeError: the configuration is missing"),
+        ("tests.no_shop:app", None, "cannot be imported: there is no module 'tests.no_shop'"),
+        ("tests.shop:nothing", None, "cannot be imported: module 'tests.shop' has no attribute 'nothing'"),
+        ("tests.shop:add", None, "cannot be imported: tests.shop:add is no Spool app but a Task"),
+        ("tests.shop:app", "ftp://x", "cannot use the broker URL 'ftp://…': it must begin with sqlite://"),
     ],
 )
-def test_an_app_that_cannot_be_imported_is_told(app, url, reason, monkeypatch):
+def test_an_app_that_cannot_be_used_is_told(app, url, reason):
     parent = Parent(app, url=url)
     failed = parent.wait_for(lambda event: isinstance(event, Failed))
-    assert reason in failed.reason
+    assert failed.reason.startswith(reason if url else f"{app} {reason}")
     parent.wait_for(lambda event: event == Gone())
     _, sock = parent.nursery.start("echo")  # and asking it does no harm
     sock.close()
+    parent.nursery.close()
+
+
+def test_keys_that_are_no_use_are_told(monkeypatch):
+    monkeypatch.setenv("SPOOL_SIGNING_KEYS", "no-key")
+    parent = Parent("tests.shop:app")
+    failed = parent.wait_for(lambda event: isinstance(event, Failed))
+    assert failed.reason.startswith("SPOOL_SIGNING_KEYS: entry 1 is not of the form")
     parent.nursery.close()
 
 

@@ -221,7 +221,7 @@ def test_stopping_hands_back_what_does_not_end(broker, url, tmp_path):
 def test_children_that_cannot_begin_say_why(tmp_path):
     fleet = Fleet(WorkerOptions(app="tests.broken_shop:app", log_level="error"))
     fleet.start()
-    with pytest.raises(ConfigError, match="the configuration is missing"):
+    with pytest.raises(ConfigError, match=r"^tests\.broken_shop:app cannot be imported: RuntimeError: the conf"):
         fleet.wait_ready()
     with pytest.raises(ConfigError):
         fleet.join(5)

@@ -181,9 +181,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The app cannot be imported. The nursery has ended."""
+    """The app cannot be imported, or its broker not be made. The nursery has ended."""
 
     reason: str
+    """What cannot be done, and why."""
     traceback: str
 
 
@@ -300,15 +301,17 @@ def main(fd: int) -> NoReturn:
         signal.signal(each, signal.SIG_IGN)
     path, entry, app, url = read_frame(control)
     sys.path[:] = path
+    failed = f"{app} cannot be imported: "
     try:
         run = _resolve(entry)
         loaded = load_app(app)
+        failed = ""  # from here on it is a URL or keys that are no use, and not the app
         # Brokers connect only when they are used: this finds a URL that is no use, and imports what children need.
         _ = connect(url) if url else loaded.broker
         where = url or loaded.location
     except BaseException as error:  # noqa: BLE001 - the import of an app may raise anything; the parent is told
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-        send_frame(control, msgspec.to_builtins(Failed(reason, traceback.format_exc())))
+        send_frame(control, msgspec.to_builtins(Failed(failed + reason, traceback.format_exc())))
         os._exit(1)
     forks = _may_fork()
     outlive(control)

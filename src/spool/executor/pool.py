@@ -228,7 +228,7 @@ class Processes:
         return min(LONGEST_PAUSE, 0.25 * 2.0 ** min(self._falls, 10))
 
     def _fail(self, reason: str) -> None:
-        problem = f"the process pool cannot import {self._app}: {reason}"
+        problem = f"the process pool cannot begin: {reason}"
         if self._ready.done():
             logger.error(problem)
         else:

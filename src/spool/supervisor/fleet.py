@@ -266,7 +266,7 @@ class Fleet:
                         self._children[number].pid = pid
                 case Failed(reason, traceback):
                     logger.log(logging.ERROR if _is_of_the_app(traceback) else logging.DEBUG, "%s", traceback.rstrip())
-                    self._fail(ConfigError(f"{self.options.app} cannot be imported: {reason}"))
+                    self._fail(ConfigError(reason))
                 case Exited(number, code):
                     self._bury(self._children[number], code)
                 case Gone():

@@ -188,13 +188,14 @@ class Spool:
         ``name`` (default: the function's own) is what jobs are stored under and has to stay the same while any are.
         ``retries`` counts attempts after the first, spaced by ``backoff``, after exceptions of ``retry_on`` that are
         not of ``no_retry_on``. ``timeout`` limits one attempt, in seconds (default: none). The result is kept for
-        ``result_ttl`` seconds; 0 keeps only that the job ended. ``async def`` runs on the worker's event
-        loop, ``def`` in a thread, or with ``process`` in a process pool; there the job is dead after ``max_crashes``
-        attempts that took their process down. ``on_disconnect`` says what becomes of a job that runs when its worker
-        has not reached the store for 0.8 of its lease: "stop" ends it, before the store gives it to another worker;
-        "continue" lets it run on, and its outcome counts if the store has not done so by then. ``redact`` names
-        parameters whose values the command line and the server never show. ``record_logs`` keeps the last lines that a
-        job logs (level INFO and above; 200, 64 KiB) with it, False never, None as app and worker say.
+        ``result_ttl`` seconds, or the app's ``dedupe_window`` if that is longer; 0 keeps only that the job ended, and
+        ``result()`` is None. ``async def`` runs on the worker's event loop, ``def`` in a thread, or with ``process`` in
+        a process pool; there the job is dead after ``max_crashes`` attempts that took their process down.
+        ``on_disconnect`` says what becomes of a job that runs when its worker has not reached the store for 0.8 of its
+        lease: "stop" ends it, before the store gives it to another worker; "continue" lets it run on, and its outcome
+        counts if the store has not done so by then. ``redact`` names parameters whose values the command line and the
+        server never show. ``record_logs`` keeps the last lines that a job logs (level INFO and above; 200, 64 KiB) with
+        it, False never, None as app and worker say.
 
         Raises `TaskExists` for a name taken twice and `ConfigError` for a setting that cannot be used.
         """

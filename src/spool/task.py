@@ -186,7 +186,8 @@ class Task(Generic[P, R_co, C_co]):
 
         ``delay``, ``timeout`` and ``result_ttl`` are in seconds or timedeltas, ``at`` is a time with its zone; the job
         is ready then, or at once if that is past. ``id`` makes the call idempotent: while the id is known, a second
-        call stores nothing and its handle has ``created=False``; with other arguments it raises `JobConflict`.
+        call stores nothing and its handle has ``created=False``; with other arguments it raises `JobConflict`. It is
+        known until the job has ended, and then for ``result_ttl`` or the app's ``dedupe_window``, if that is longer.
         ``headers``, up to 8 KiB, travel with the job. ``key`` is what the job is about, as an order's number, by which
         jobs are found (`Spool.jobs`); any number of jobs may have the same. With ``durability="fsync"`` an enqueue
         returns when the job is on the store's disk, whatever the store's own settings.
@@ -329,7 +330,7 @@ class Handle(Generic[R_co]):
         return f"<Handle {self}>"
 
     def result(self, timeout: float | None = None) -> R_co:
-        """Wait for the job to end and return its result; None where the result was not to be kept.
+        """Wait for the job to end and return its result; None where none is kept (``result_ttl=0``).
 
         Raises `ResultTimeout` after ``timeout`` seconds (default: never), `JobFailed` if the job is dead,
         `JobCancelled`, `JobNotFound` if the job is not known (any more), `PayloadError` if the result is not of the

@@ -584,6 +584,10 @@ def send(to: str, on: datetime.date, copies: int = 1) -> str:
 @app.task(queue="mail", retries=0)
 def fail() -> None:
     raise ValueError("as planned")
+
+@app.task(queue="mail", result_ttl=0)
+def forget() -> int:
+    return 7
 """
 
 
@@ -654,6 +658,9 @@ def test_worker_runs_what_enqueue_waits_for(run, module, url, broker, tmp_path):
         assert worker["queues"] == ["mail"]
         assert worker["host"] in run("workers").out
 
+        forgotten = run("enqueue", f"{module}:forget", "--wait", "--timeout", "20")
+        assert (forgotten.code, forgotten.out) == (0, "null\n")
+        assert "its task keeps no results (result_ttl=0)" in forgotten.err
         failed = run("enqueue", f"{module}:fail", "--wait", "--timeout", "20")
         assert failed.code == 1
         assert "as planned" in failed.err

@@ -146,6 +146,8 @@ def enqueue(
             return
         click.echo(str(handle), err=True)
         print_json(handle.result(timeout))
+        if not found.settings.result_ttl:
+            click.echo("that is not what it returned: its task keeps no results (result_ttl=0)", err=True)
 
 
 @click.command()

@@ -153,7 +153,7 @@ def test_times_may_be_timedeltas(app):
         called = declared.options(timeout=dt.timedelta(seconds=5), result_ttl=dt.timedelta(seconds=9)).enqueue()
         assert called.result() == 1
 
-    with pytest.raises(ConfigError, match="timeout must be more than 0 seconds"):
+    with pytest.raises(ConfigError, match="timeout must be a number of seconds, more than 0"):
         declared.options(timeout=dt.timedelta())
     with pytest.raises(ConfigError, match="result_ttl must be a number of seconds, 0 or more"):
         declared.options(result_ttl=dt.timedelta(seconds=-1))

@@ -47,6 +47,7 @@ from spool.settings import (
     OnDisconnect,
     TaskKind,
     TaskSettings,
+    attempt_timeout,
     check_count,
     checked_redact,
     seconds,
@@ -204,7 +205,7 @@ class Spool:
         def declare(fn: Callable[..., Any]) -> Task[..., Any]:
             kind = _kind(fn, process=process)
             named = name if name is not None else getattr(fn, "__name__", "")
-            limit = None if timeout is None else seconds("timeout", timeout)
+            limit = None if timeout is None else attempt_timeout(timeout)
             kept = seconds("result_ttl", result_ttl)
             hidden = checked_redact(redact, fn)
             settings = TaskSettings(

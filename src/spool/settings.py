@@ -72,17 +72,26 @@ def check_count(name: str, value: object, least: int = 0) -> None:
 
 def seconds(name: str, value: object) -> float:
     """Return a duration, a number of seconds or a timedelta, as seconds. Raises `ConfigError` if it is negative."""
+    number = _duration(value)
+    if number is None:
+        raise ConfigError(f"{name} must be a number of seconds, 0 or more and at most 100 years, not {value!r}")
+    return number
+
+
+def _duration(value: object) -> float | None:
     number = value.total_seconds() if isinstance(value, dt.timedelta) else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_SECONDS:
-        raise ConfigError(f"{name} must be a number of seconds, 0 or more and at most 100 years, not {value!r}")
+        return None
     return number
 
 
 def attempt_timeout(value: object) -> float:
     """Return the timeout of an attempt in seconds. Raises `ConfigError`."""
-    timeout = seconds("timeout", value)
-    if timeout == 0:
-        raise ConfigError("timeout must be more than 0 seconds; None is no timeout")
+    timeout = _duration(value)
+    if not timeout:
+        raise ConfigError(
+            f"timeout must be a number of seconds, more than 0 and at most 100 years, or None, not {value!r}"
+        )
     return timeout
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import click
 import pytest
 
 from spool import Backoff, Spool, __version__
@@ -17,9 +18,11 @@ from spool.broker import Beat, Broker, Claim, Died, Heartbeat, JobNote, Note, Se
 from spool.catalogue import publish
 from spool.cli import main
 from spool.cli.output import printable
-from spool.errors import BrokerUnavailable
+from spool.cli.run import worker
+from spool.errors import BrokerUnavailable, ConfigError
 from spool.job import PRIORITIES, Attempt, LogLine, Progress, State, Tally, encode_line, encode_progress, new_id
 from spool.report import WorkerRow, encode_row
+from spool.supervisor import WorkerOptions
 from tests.eventually import eventually
 from tests.faulty import FaultyBroker
 from tests.tallies import write_tally
@@ -679,6 +682,29 @@ def test_worker_hands_its_options_on(run, monkeypatch):
     assert run("worker", "shop:app").code == 0
     assert run("worker", "shop:app", "--unroutable-after", "1.5").code == 0
     assert [each.unroutable_after for each in given] == [None, 1.5]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lease", "grace", "unroutable_after", "kill_after", "profile_seconds", "max_memory", "max_age"),
+        *("concurrency", "processes", "max_jobs", "spare"),
+    ],
+)
+def test_the_help_of_worker_has_the_limits_that_hold(name):
+    (option,) = [each for each in worker.params if each.name == name]
+    limits = option.type
+    assert isinstance(limits, click.FloatRange | click.IntRange)
+    step = 1 if isinstance(limits, click.IntRange) else 0.001
+    least, most = limits.min + step * limits.min_open, limits.max
+    WorkerOptions(app="shop:app", **{name: least})
+    wrong = [least - step]
+    if most is not None:
+        WorkerOptions(app="shop:app", **{name: most})
+        wrong.append(most + step)
+    for each in wrong:
+        with pytest.raises(ConfigError, match=name):
+            WorkerOptions(app="shop:app", **{name: each})
 
 
 def test_wait_gives_up(run, module, broker):

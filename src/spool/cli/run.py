@@ -27,22 +27,26 @@ if TYPE_CHECKING:
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
 @click.option(
     "--lease",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0.5, 3600),
     default=10.0,
     show_default=True,
     help="Seconds until other workers take over the jobs of one that died.",
 )
 @click.option(
-    "--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish in when stopped."
+    "--grace",
+    type=click.FloatRange(0, 86_400),
+    default=30.0,
+    show_default=True,
+    help="Seconds to finish in when stopped.",
 )
 @click.option(
     "--unroutable-after",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 1_000_000_000, min_open=True),
     help="Seconds after which parked jobs, whose task no worker knows, go to the dead letter queue; default never.",
 )
 @click.option(
     "--kill-after",
-    type=click.FloatRange(0.1),
+    type=click.FloatRange(0.1, 3600),
     default=5.0,
     show_default=True,
     help="Seconds that a job gets to end in after its timeout; then its process is killed and replaced.",
@@ -50,7 +54,7 @@ if TYPE_CHECKING:
 @click.option("--max-jobs", type=click.IntRange(1), help="Replace a process after so many jobs.")
 @click.option("--max-memory", type=click.FloatRange(0, min_open=True), help="Replace a process that takes more MB.")
 @click.option("--max-age", type=click.FloatRange(0, min_open=True), help="Replace a process after so many seconds.")
-@click.option("--spare", type=click.IntRange(0), default=0, help="Warm processes that wait to replace one.")
+@click.option("--spare", type=click.IntRange(0, 1000), default=0, help="Warm processes that wait to replace one.")
 @click.option(
     "--profile",
     type=click.Path(file_okay=False, exists=True),

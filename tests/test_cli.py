@@ -659,7 +659,9 @@ def test_worker_runs_what_enqueue_waits_for(run, module, url, broker, tmp_path):
         (worker,) = run("workers", "--json").json
         assert worker["concurrency"] == 5
         assert worker["queues"] == ["mail"]
-        assert worker["host"] in run("workers").out
+        shown = run("workers").out
+        assert worker["host"] in shown
+        assert worker["incarnation"] in shown, "a job that runs names its worker by that"
 
         forgotten = run("enqueue", f"{module}:forget", "--wait", "--timeout", "20")
         assert (forgotten.code, forgotten.out) == (0, "null\n")

@@ -165,10 +165,10 @@ def workers(*, url: str | None, as_json: bool) -> None:
         print_json(rows)
         return
     print_table(
-        ("worker", "host", "pid", "queues", "running", "since", "version", "state"),
+        ("worker", "host", "pid", "queues", "running", "since", "version", "state", "incarnation"),
         [
             (
-                row.name or row.incarnation,
+                row.name,
                 row.host,
                 row.pid,
                 ", ".join(row.queues),
@@ -176,6 +176,7 @@ def workers(*, url: str | None, as_json: bool) -> None:
                 moment(row.started),
                 f"{row.version}, Python {row.python}",
                 "stopping" if row.stopping else "quiet" if row.quiet else "running",
+                row.incarnation,
             )
             for row in rows
         ],

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -177,6 +178,34 @@ def test_wrong_usage_is_one_line_and_code_2(run, arguments, said):
     assert ran.err.startswith("spool")
     assert "Traceback" not in ran.err
     assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have a device that is full")
+@pytest.mark.parametrize("arguments", [["queues"], ["jobs", "list"], ["jobs", "list", "--json"], ["--help"]])
+def test_a_stdout_that_is_full_is_one_line_and_code_1(app, url, arguments):
+    app.enqueue_many(app.tasks["send"].call("x") for _ in range(50))
+    command = [sys.executable, "-m", "spool", *arguments]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "spool: cannot write to stdout: No space left on device\n")
+
+
+def test_a_stdout_that_nobody_reads_is_no_word(app, url):
+    app.tasks["send"].enqueue("x")  # too little to be written before the end
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "spool", "jobs", "list", "--json"]
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
+def test_a_stdout_that_is_closed_is_as_one_thrown_away(app, url):
+    app.tasks["send"].enqueue("x")
+    for arguments in (["jobs", "list", "--json"], ["queues"]):
+        command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "spool", *arguments]
+        ran = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        assert (ran.returncode, ran.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("command", [["jobs", "list"], ["queues"], ["workers"], ["dead", "list"], ["bench", "quick"]])

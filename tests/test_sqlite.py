@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -193,6 +194,16 @@ def test_no_permission_to_write(path, broker, monkeypatch, what):
     forbidden = path if what == "file" else path.parent
     monkeypatch.setattr(os, "access", lambda asked, _mode: asked != forbidden)  # root may write anything
     assert "permission" in refused(broker, path, errors.ConfigError)
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_file_system_that_is_read_only(path, broker, monkeypatch, what):
+    path.touch()
+    mounted = path if what == "file" else path.parent
+    monkeypatch.setattr(os, "access", lambda asked, _mode: asked != mounted)
+    flags = {mounted: os.ST_RDONLY}
+    monkeypatch.setattr(os, "statvfs", lambda asked: types.SimpleNamespace(f_flag=flags.get(asked, 0)))
+    assert "the file system is read-only" in refused(broker, path, errors.ConfigError)
 
 
 @pytest.mark.parametrize("content", [b"hello", b"x" * 10_000])

@@ -99,7 +99,9 @@ def _check_place(path: Path) -> None:
         raise ConfigError(f"cannot open {path}: there is no directory {path.parent}")
     # SQLite keeps its log beside the file, so the directory must be writable too.
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-        raise ConfigError(f"cannot open {path}: no permission to write there")
+        read_only = _is_read_only(path.parent) or _is_read_only(path)
+        reason = "the file system is read-only" if read_only else "no permission to write there"
+        raise ConfigError(f"cannot open {path}: {reason}")
     if path.exists() and not path.is_file():
         raise ConfigError(f"cannot open {path}: it is not a file")
     try:
@@ -112,6 +114,14 @@ def _check_place(path: Path) -> None:
             f"cannot use {path}: it is on a network file system ({kind}), where SQLite's locks do not hold; "
             "use a local disk, or Redis"
         )
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether it is mounted so, which keeps root from writing, too."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except (OSError, AttributeError):  # not every system has it
+        return False
 
 
 def connect(location: Location) -> sqlite3.Connection:

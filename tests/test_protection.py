@@ -32,7 +32,7 @@ from spool import (
     current_job,
     testing,
 )
-from spool.broker import Beat, Claim, Get, Heartbeat, Released, Retire, Settle, connect
+from spool.broker import Around, Beat, Claim, Get, Heartbeat, Released, Retire, Settle, connect
 from spool.broker.sqlite import SqliteBroker
 from spool.job import TALLY_LIMIT, Ending, Options, Record, Snapshot, encode_ending, encode_record, new_id, read_record
 from spool.opaque import ENCRYPTED, TEXT, Refused
@@ -363,6 +363,81 @@ def test_the_key_of_a_result_is_signed_with_it(kept, forgery):
         kept.put_ending("mail", handle.id, joined(fields))
         with pytest.raises(Unsigned if forgery == "no signature" else BadSignature):
             handle.result(1)
+
+
+def forged(state: str = "done") -> bytes:
+    """Return an ending that nobody signed."""
+    return encode_ending(Ending(1, state, "send", "", 1, 2, 3, 1, msgspec.Raw(b"\xa3eve")))
+
+
+def test_no_unsigned_result_is_believed_whatever_its_state(kept):
+    with shops(kept, {"signing": SIGNING}) as [shop]:
+        handle = shop.send.enqueue("ada")
+        shop.run()
+        kept.put_ending("mail", handle.id, forged("cancelled"))
+        with pytest.raises((Unsigned, JobCancelled)):  # SQLite keeps the state apart, and still says done
+            handle.result(1)
+        assert handle.job().result == "[refused: the result is not signed, and only signed ones are accepted here]"
+
+
+class Liar(Around):
+    """A server, or what stands before it, that answers for every job what it likes."""
+
+    answer: Snapshot
+
+    def call(self, verb: Any) -> Any:
+        return self.answer if isinstance(verb, Get) else super().call(verb)
+
+    async def acall(self, verb: Any) -> Any:
+        return self.answer if isinstance(verb, Get) else await super().acall(verb)
+
+    def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:  # noqa: ARG002
+        return None if timeout == 0 else self.answer
+
+    async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:  # noqa: ARG002
+        return None if timeout == 0 else self.answer
+
+
+SHORT = msgspec.msgpack.encode([1, "done", "send", "", 1, 2, 3, 1])
+LIES = {
+    "no record": (Snapshot("mail", "1", State.DONE, ending=forged()), Unsigned),
+    "a record that cannot be read": (Snapshot("mail", "1", State.DONE, b"\xc1", ending=forged()), Unsigned),
+    "a cancelled one": (Snapshot("mail", "1", State.DONE, ending=forged("cancelled")), Unsigned),
+    "a short one": (Snapshot("mail", "1", State.DONE, ending=SHORT), Unsigned),
+    "a short one that is not done": (
+        Snapshot("mail", "1", State.DONE, ending=SHORT.replace(b"\xa4done", b"\xa4dead")),
+        Unsigned,
+    ),
+    "another job's": (None, BadSignature),
+}
+
+
+@pytest.mark.parametrize("encryption", [None, AesGcm({"new": NEW})], ids=["signed", "and encrypted"])
+@pytest.mark.parametrize("lie", LIES)
+async def test_no_answer_makes_up_a_result(lie, encryption):
+    broker = Liar(connect("sqlite://:memory:"))
+    async with Spool(broker, signing=SIGNING, encryption=encryption) as app:
+
+        @app.task(queue="mail")
+        async def send(to: str) -> str:
+            return f"result {to}"
+
+        bob, ada = await send.aenqueue("bob"), await send.aenqueue("ada")
+        answer, error = LIES[lie]
+        if answer is None:
+            await testing.arun_until_idle(app)
+            answer = await broker._broker.acall(Get("mail", bob.id))
+            broker.answer = answer
+            assert await bob.aresult(1) == "result bob"
+        broker.answer = answer
+        for timeout in (1, 0):
+            with pytest.raises(error):
+                await ada.aresult(timeout)
+            with pytest.raises(error):
+                await asyncio.to_thread(ada.result, timeout)
+        job = await ada.ajob()
+        assert job.result is None or job.result.startswith("[refused: ")
+        assert job.id == ada.id
 
 
 def test_what_says_that_it_is_doubtful_is_an_error_of_ours(tmp_path):

@@ -45,11 +45,11 @@ class Protected(Around):
 
     def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         """See `Broker.ended`."""
-        return self._open_got(None, self._broker.ended(queue, id, timeout))
+        return self._open_placed(queue, id, self._broker.ended(queue, id, timeout))
 
     async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
         """See `Broker.aended`."""
-        return self._open_got(None, await self._broker.aended(queue, id, timeout))
+        return self._open_placed(queue, id, await self._broker.aended(queue, id, timeout))
 
     # On the way there
 
@@ -79,8 +79,12 @@ class Protected(Around):
         opening = self._envelope.open_job
         return replace(reply, jobs=[(id, opening(verb.queue, id, body)) for id, body in reply.jobs])
 
-    def _open_got(self, _: Get | None, reply: Snapshot | None) -> Snapshot | None:
-        return reply and self._envelope.open(reply)
+    def _open_got(self, verb: Get, reply: Snapshot | None) -> Snapshot | None:
+        return self._open_placed(verb.queue, verb.id, reply)
+
+    def _open_placed(self, queue: str, id: str, reply: Snapshot | None) -> Snapshot | None:
+        # Of the job that was asked for, whatever the reply says that it is: another's result is signed as well.
+        return reply and self._envelope.open(replace(reply, queue=queue, id=id))
 
     def _open_found(self, _: Find, reply: Found) -> Found:
         return replace(reply, jobs=[self._envelope.open(each) for each in reply.jobs])

@@ -149,12 +149,13 @@ class Envelope:
     def open(self, snapshot: Snapshot) -> Snapshot:
         """Return a job as whoever has the keys may see it. Never raises: what cannot be opened stays as it is.
 
-        The result of one that is done, if it is not signed as it should be, is `spool.opaque.doubt`.
+        A result that is not signed as it should be is `spool.opaque.doubt`.
         """
         record, ending = snapshot.record, snapshot.ending
         queue, id = snapshot.queue, snapshot.id
         with contextlib.suppress(StoreCorrupt):
             record = record and self._open_record(queue, id, record)
+        with contextlib.suppress(StoreCorrupt):  # apart: a record that cannot be read must not spare the result a look
             ending = ending and self._open_ending(snapshot, ending)
         if self._encryption is None:
             return replace(snapshot, record=record, ending=ending)
@@ -181,8 +182,11 @@ class Envelope:
         queue, id = snapshot.queue, snapshot.id
         ending = read_ending(body)
         elements = _split(body)
+        if len(elements) <= TALLY:
+            elements = _split(_encode(ending))  # as long as all that we write, so that there is room for a doubt
         try:
-            if ending.state == State.DONE:
+            # Three say that there is a result, and whoever forges one of them need not forge the others.
+            if State.DONE in (snapshot.state, ending.state) or elements[RESULT] != NIL:
                 self._check("result", queue, id, ending.task, elements)
         except ProtectionError as error:
             elements[RESULT] = doubt(error)

@@ -32,9 +32,22 @@ from spool import (
     current_job,
     testing,
 )
-from spool.broker import Around, Beat, Claim, Get, Heartbeat, Released, Retire, Settle, connect
+from spool.broker import Around, Beat, Claim, Get, Heartbeat, Released, Retire, Retried, Settle, connect
 from spool.broker.sqlite import SqliteBroker
-from spool.job import TALLY_LIMIT, Ending, Options, Record, Snapshot, encode_ending, encode_record, new_id, read_record
+from spool.job import (
+    TALLY_LIMIT,
+    Attempt,
+    Ending,
+    Options,
+    Record,
+    Snapshot,
+    encode_ending,
+    encode_record,
+    extend_tally,
+    new_id,
+    read_record,
+    read_tally,
+)
 from spool.opaque import ENCRYPTED, TEXT, Refused
 from spool.protection.envelope import LOST, SIGNATURE, Envelope
 from spool.supervisor import Fleet, WorkerOptions
@@ -570,6 +583,36 @@ def test_what_is_handed_back_before_it_began_is_encrypted_once(kept):
         broker.call(Settle("mail", me, 1, [Released(id, 1, claimed.tallies[id])]))
         broker.call(Retire("mail", me))
         assert [each.message for each in handle.job().history] == [f"message {WORD}"]
+
+
+@pytest.mark.parametrize("kind", [Unsigned, BadSignature, Undecryptable])
+def test_a_task_that_raises_an_error_of_ours_is_hidden_as_any(kept, kind):
+    with shops(kept, {"encryption": LOCKED}) as [shop]:
+
+        @shop.app.task(retries=0)
+        async def pay(card: str) -> None:
+            try:
+                int(card)
+            except ValueError:
+                raise kind(f"told {card}")  # noqa: B904 - as tasks do
+
+        handle = pay.enqueue(WORD)
+        shop.run()
+        assert WORD.encode() not in kept.everything()
+        job = handle.job()
+        assert job.error == f"{kind.__name__}: told {WORD}"
+        assert f"with base 10: '{WORD}'" in job.traceback
+
+
+def test_what_is_left_of_a_long_history_is_shown_to_who_has_the_key():
+    envelope = Envelope(None, LOCKED)
+    long = extend_tally("", Attempt(1, "retried", 1, 2, "", "BadSignature", WORD, "t" * TALLY_LIMIT))
+    first = envelope.seal_settlement("mail", Retried("1", 1, long, 0))
+    assert isinstance(first, Retried)
+    second = extend_tally(first.tally, Attempt(2, "died", 3, 4, "", "ValueError", WORD, "t"))
+    assert read_tally(second)[1][0].traceback == ""
+    opened = envelope.open(Snapshot("mail", "1", State.DEAD, tally=second))
+    assert read_tally(opened.tally)[1][0].message == WORD
 
 
 def test_a_long_history_stays_within_its_limit(tmp_path):

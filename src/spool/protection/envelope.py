@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -35,7 +35,10 @@ SIGNATURE: Final[dict[Kind, int]] = {"job": 14, "result": 13}
 """Behind the elements that the first release that signs had; what was appended later comes behind the signature."""
 
 OURS: Final = frozenset({"Undecodable", "Unroutable", "WorkerCrashed", "Unsigned", "BadSignature", "Undecryptable"})
-"""Types of errors whose messages say nothing of what a job is about, and are needed by those who have no key."""
+"""Types of errors whose messages say nothing of what a job is about, and are needed by those who have no key.
+
+Of ours: they come without a traceback. A task may raise the same types, and say there what it likes.
+"""
 LOST: Final = "[could not be encrypted]"
 """What is kept of a text then."""
 
@@ -133,7 +136,7 @@ class Envelope:
         head, *lines = text.split("\n")
         if self._encryption is None or not lines:
             return text
-        lines[-1] = self._line(lines[-1], queue, id, self._seal_text)
+        lines[-1] = self._line(lines[-1], queue, id, self._seal_text, but=OURS)
         return "\n".join([head, *fitting(lines)])
 
     def seal_note(self, queue: str, note: JobNote) -> JobNote:
@@ -210,11 +213,13 @@ class Envelope:
 
     # Parts
 
-    def _line(self, line: str, queue: str, id: str, change: Callable[[str, bytes], str]) -> str:
-        """Return a line of a tally with its texts changed."""
+    def _line(
+        self, line: str, queue: str, id: str, change: Callable[[str, bytes], str], but: Collection[str] = ()
+    ) -> str:
+        """Return a line of a tally with its texts changed, ``but`` those of errors of these types of ours."""
         try:
             fields = _from_json(line)
-            if len(fields) < 8 or fields[5] in OURS:
+            if len(fields) < 8 or (fields[5] in but and not fields[7]):
                 return line
             fields[6] = change(fields[6], _context("message", queue, id))
             fields[7] = change(fields[7], _context("traceback", queue, id))

@@ -24,6 +24,7 @@ from spool import (
     JobConflict,
     JobFailed,
     ProtectionError,
+    Release,
     Signing,
     Spool,
     State,
@@ -571,18 +572,33 @@ def test_the_end_of_an_attempt_that_is_tried_again_is_encrypted_once(kept):
         assert [each.message for each in handle.job().history] == [f"message {WORD}"] * 5
 
 
-def test_what_is_handed_back_before_it_began_is_encrypted_once(kept):
-    with shops(kept, {"encryption": LOCKED}) as [shop]:
+@pytest.mark.parametrize("encryption", [LOCKED, AesGcm({"x": STRANGE})], ids=["with the key", "without"])
+def test_what_is_handed_back_before_it_began_is_encrypted_once(kept, encryption):
+    with shops(kept, {"encryption": LOCKED}, {"encryption": encryption}) as [shop, other]:
         handle = shop.send.options(retries=0).enqueue(WORD, ok=False)
         shop.run()
         shop.app.jobs(id=str(handle)).replay()
-        broker, me = shop.app.broker, new_id()
+        broker, me = other.app.broker, new_id()
         broker.call(Beat("mail", [Heartbeat(me, tasks=("send",))]))
         claimed = broker.call(Claim("mail", me, 1))
         [(id, _)] = claimed.jobs
         broker.call(Settle("mail", me, 1, [Released(id, 1, claimed.tallies[id])]))
         broker.call(Retire("mail", me))
         assert [each.message for each in handle.job().history] == [f"message {WORD}"]
+
+
+def test_an_attempt_that_hands_its_job_back_leaves_no_text(kept):
+    with shops(kept, {"encryption": LOCKED}) as [shop]:
+
+        @shop.app.task
+        async def busy(word: str) -> None:
+            if current_job().attempt == 1:
+                raise Release(word, delay=0)
+
+        handle = busy.enqueue(WORD)
+        shop.run()
+        assert [each.outcome for each in handle.job().history] == ["released"]
+        assert WORD.encode() not in kept.everything()
 
 
 @pytest.mark.parametrize("kind", [Unsigned, BadSignature, Undecryptable])

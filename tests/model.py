@@ -193,7 +193,7 @@ class ModelBroker:
             if there is None:
                 self._add(queue, job)
                 fresh.add(job.id)
-            elif job.fingerprint == there or not job.fingerprint or not there:
+            elif there.startswith(job.fingerprint) or job.fingerprint.startswith(there):
                 existing.append(job.id)
             else:
                 conflicts.append(job.id)

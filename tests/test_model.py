@@ -89,7 +89,7 @@ NEW = st.fixed_dictionaries(
         "task": TASKS,
         "priority": st.integers(0, 4),
         "lane": st.sampled_from([0, 0, 1]),
-        "fingerprint": st.sampled_from(["f", "f", "g"]),
+        "fingerprint": st.sampled_from(["f", "f", "g", "fg"]),
         "max_crashes": st.sampled_from([3, 3, 1]),
         "delay": st.sampled_from([0] * 9 + [50, 3000, LEASE]),
         "corrupt": st.sampled_from([False] * 9 + [True]),

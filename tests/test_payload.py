@@ -605,7 +605,7 @@ class TestFingerprint:
     def test_equal_calls(self):
         sign = signature(dict, set[str])
         one = sign.fingerprint(({"a": 1, "b": 2}, {"x", "y"}), {})
-        assert len(one) == 16
+        assert len(one) == 24
         assert one == sign.fingerprint(({"b": 2, "a": 1},), {"b": ["y", "x"]})
 
     def test_other_calls(self):
@@ -613,6 +613,7 @@ class TestFingerprint:
         prints = {sign.fingerprint(args, {}) for args in [(1, 2), (2, 1), (1, 3)]}
         prints.add(Signature("other", sign_fn).fingerprint((1, 2), {}))
         assert len(prints) == 4
+        assert [len({each[:8] for each in prints}), len({each[8:] for each in prints})] == [2, 4]
 
     def test_the_same_in_every_process(self):
         script = (

@@ -752,6 +752,20 @@ def test_no_hash_of_the_arguments_lies_in_the_store(store):
         assert shop.ran == ["ada", "bob"]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("settings", [({}, {"encryption": LOCKED}), ({"encryption": LOCKED}, {})])
+def test_a_repeat_is_one_whichever_of_the_two_is_encrypted(store, settings, ended):
+    with shops(store, *settings) as [first, second]:
+        assert first.send.options(id="one").enqueue("ada").created
+        if ended:
+            keeper = first if "encryption" in settings[0] else second
+            keeper.run()
+        assert not second.send.options(id="one").enqueue("ada").created
+        with pytest.raises(JobConflict):
+            second.other.options(id="one").enqueue("ada")
+        assert not first.send.options(id="one").enqueue("ada").created
+
+
 class Fragile:
     """Encryption of somebody's own, that fails for some contexts and tells all in its errors."""
 

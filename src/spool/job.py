@@ -18,6 +18,7 @@ store's clock, except ``created``, which is the producer's and is only shown.
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import re
 import time
@@ -65,6 +66,14 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@functools.lru_cache(1000)
+def task_fingerprint(task: str) -> str:
+    """Return what the fingerprint of a call begins with: 8 hex digits of its task."""
+    import hashlib  # only for calls with an id
+
+    return hashlib.blake2b(task.encode(), digest_size=4).hexdigest()
 
 
 _last_id = 0
@@ -125,8 +134,9 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     lane: int
     max_crashes: int
     fingerprint: str
-    """Hash of task and arguments where the caller gave the id, else empty: decides between "the same" and
-    `JobConflict`."""
+    """Hash of the task, then one of task and arguments, where the caller gave the id, else empty: decides between "the
+    same" and `JobConflict`. Of an encrypted call, that of the task alone: one begins with the other, if they are the
+    same as far as one can tell."""
     created: int
     payload: msgspec.Raw
     options: Options | None = None

@@ -28,6 +28,7 @@ import msgspec
 
 from spool import opaque
 from spool.errors import ArgumentError, ConfigError, PayloadError, PayloadTooLarge
+from spool.job import task_fingerprint
 
 DEPTH: Final = 64
 """How deep one argument or result may nest."""
@@ -158,12 +159,15 @@ class Signature:
         return payload
 
     def fingerprint(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Return 16 hex digits that are equal for equal calls, in every process: sets and dicts are sorted first."""
+        """Return 24 hex digits that are equal for equal calls, in every process: sets and dicts are sorted first.
+
+        The first 8 are of the task alone (`task_fingerprint`).
+        """
         import hashlib  # only for calls with an id
 
         args, kwargs = self._check(*self._bind(args, kwargs))
         canonical = self._task.encode() + b"\0" + _encode_sorted((args, kwargs))
-        return hashlib.blake2b(canonical, digest_size=8).hexdigest()
+        return task_fingerprint(self._task) + hashlib.blake2b(canonical, digest_size=8).hexdigest()
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> Arguments:
         given = len(args) + len(kwargs)

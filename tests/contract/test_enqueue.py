@@ -1,5 +1,6 @@
 """`Enqueue`: what is stored, in which order, and what an id given by the caller means."""
 
+import msgspec
 import pytest
 
 from spool.broker import Enqueue
@@ -182,10 +183,32 @@ def test_a_job_without_a_fingerprint_is_the_same_as_any(q):
     assert q.enqueue(job("a", fingerprint="f")).existing == ["a"]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(
+    ("known", "given", "same"),
+    [("fg", "f", True), ("f", "fg", True), ("fg", "fh", False), ("fg", "g", False), ("g", "fg", False)],
+)
+def test_a_fingerprint_that_says_less_is_that_of_the_same_job(q, ended, known, given, same):
+    q.enqueue(job("a", fingerprint=known))
+    if ended:
+        q.take("w")
+        q.settle("w", q.done("a", body=ending(fingerprint=known)))
+    reply = q.enqueue(job("a", fingerprint=given))
+    assert (reply.existing, reply.conflicts) == ((["a"], []) if same else ([], ["a"]))
+    reply = q.enqueue(job("b", fingerprint=known), job("b", fingerprint=given))
+    assert reply.conflicts == ([] if same else ["b"])
+    assert q.totals()["enqueued"] == 2
+
+
 def test_an_ending_that_cannot_be_read_still_takes_the_id(q):
     q.enqueue(job("a", fingerprint="f"))
     q.take("w")
     q.settle("w", q.done("a", body=CORRUPT))
+    assert q.enqueue(job("a", fingerprint="g")).existing == ["a"]
+
+
+def test_a_fingerprint_that_is_none_still_takes_the_id(q):
+    q.enqueue(job("a", body=msgspec.msgpack.encode([1, "t", 2, 0, 3, ["f"], 1, [[], {}]])))
     assert q.enqueue(job("a", fingerprint="g")).existing == ["a"]
 
 

@@ -40,7 +40,7 @@ class NewJob(msgspec.Struct, frozen=True, gc=False):
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """Reply of `Enqueue`: which ids were there already (same fingerprint), and which are taken by another job."""
+    """Reply of `Enqueue`: which ids were there already (the same job), and which are taken by another job."""
 
     now: int
     existing: list[str] = []
@@ -52,10 +52,10 @@ class Enqueue(Verb[Enqueued], frozen=True):
 
     A job with a fingerprint (its id was given by the caller) is stored only if the queue does not know the id: as a job
     of any state, dead included, or as the ending of one that is still remembered. Otherwise it is named in ``existing``
-    (the fingerprints are equal; also when either is empty) or in ``conflicts``, and nothing about it changes. Jobs
-    without a fingerprint carry fresh ids and are not looked up, unless ``resend`` says that this call was made before
-    and its reply was lost: then those which are known are named in ``existing``. Repeats within one call: the first one
-    counts.
+    (one fingerprint begins with the other: they are equal, or one of them says less, or nothing) or in ``conflicts``,
+    and nothing about it changes. Jobs without a fingerprint carry fresh ids and are not looked up, unless ``resend``
+    says that this call was made before and its reply was lost: then those which are known are named in ``existing``.
+    Repeats within one call: the first one counts.
 
     With ``durable`` it is answered only when the jobs, those in ``existing`` too, are on the store's disk; a store in
     memory has none, and answers as ever. Raises `BrokerRefused`, and then nothing was stored, if the store cannot tell

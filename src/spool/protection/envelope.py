@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from msgspec.structs import replace
 
 from spool.broker import Cancelled, Died, Done, JobNote, NewJob, Released, Retried, Settlement
 from spool.errors import ProtectionError, StoreCorrupt, Undecryptable, Unsigned
-from spool.job import NIL, Attempt, Snapshot, State, extend_tally, fitting, read_ending, read_record
+from spool.job import NIL, Attempt, Snapshot, State, extend_tally, fitting, read_ending, read_record, task_fingerprint
 from spool.opaque import TEXT, UNREADABLE, Refused, doubt, unwrap, wrap
 from spool.protection.encryption import Encryption
 from spool.protection.signing import Kind, Signing
@@ -71,7 +70,8 @@ class Envelope:
             context = _context("arguments", queue, job.id, task)
             elements[PAYLOAD] = wrap(self._encrypt(bytes(elements[PAYLOAD]), context))
             if fingerprint:
-                fingerprint = _fingerprint(task)
+                # A hash of the arguments would let readers of the store guess them.
+                fingerprint = task_fingerprint(task)
                 elements[FINGERPRINT] = _raw(fingerprint)
         if self._signing is not None:
             elements.append(self._signing.sign("job", queue, job.id, elements))
@@ -288,11 +288,6 @@ def _named(context: bytes) -> str:
 def _told(error: Exception) -> str:
     # What somebody else's code says of a failure may quote what it was given.
     return str(error) if isinstance(error, ProtectionError) else type(error).__name__
-
-
-def _fingerprint(task: str) -> str:
-    """Return what stands for the arguments of an encrypted call with an id: a hash of them would let one guess them."""
-    return hashlib.blake2b(b"encrypted\0" + task.encode(), digest_size=8).hexdigest()
 
 
 def _without_result(settled: Done | Cancelled, error: ProtectionError) -> Died:

@@ -114,7 +114,7 @@ def _sift(tx: Transaction, queue: Queue, verb: Enqueue) -> tuple[list[NewJob], l
         if there is None:
             fresh.append(job)
             known[job.id] = job.fingerprint
-        elif not there or not job.fingerprint or there == job.fingerprint:
+        elif there.startswith(job.fingerprint) or job.fingerprint.startswith(there):
             existing.append(job.id)
         else:
             conflicts.append(job.id)

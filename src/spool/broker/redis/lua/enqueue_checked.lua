@@ -6,7 +6,10 @@ local existing, conflicts, own = {}, {}, {}
 -- The fingerprint under which an id is known to this queue, or nil; empty where it cannot be read.
 local function known(id)
   local body = redis.call('HGET', P .. 'jobs', id)
-  if body then return fields_of(body)[6] end
+  if body then
+    local found = fields_of(body)[6]
+    return type(found) == 'string' and found or ''
+  end
   local ending = ending_of(id)
   if not ending then return nil end
   local offset, fields = string.byte(ending, 1) == 0xdc and 3 or 1, {}
@@ -19,6 +22,11 @@ local function known(id)
   return readable and fields[4] or ''
 end
 
+-- Whether one fingerprint begins with the other, as an empty one does.
+local function alike(one, other)
+  return string.sub(one, 1, #other) == other or string.sub(other, 1, #one) == one
+end
+
 -- Of n jobs at args[at] the new ones: pairs id, record. The others are named to the caller.
 local function new_ones(args, at, n)
   local pairs_ = {}
@@ -29,7 +37,7 @@ local function new_ones(args, at, n)
       own[id] = fingerprint
       pairs_[#pairs_ + 1] = id
       pairs_[#pairs_ + 1] = args[i + 1]
-    elseif found == '' or fingerprint == '' or found == fingerprint then
+    elseif alike(found, fingerprint) then
       existing[#existing + 1] = id
     else
       conflicts[#conflicts + 1] = id

@@ -33,8 +33,14 @@ def test_a_meter_remembers_all_that_it_ever_reported():
         meter.runs[13] = 5
         meter.others = {"died": 2}
         pack([meter])
+        meter.told()
     meter.runs[13] = 1
     pack([meter])
+    assert meter.ended == {"done": 9, "died": 6}, "what is on its way may yet be told otherwise"
+    meter.runs[14] = 1
+    pack([meter])
+    for _ in range(2):
+        meter.told()
     assert meter.ended == {"done": 10, "died": 6}
 
 

@@ -3,6 +3,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -632,14 +633,54 @@ async def test_a_result_too_large_for_the_way_to_the_store_fails_alone(app, wire
     wire.before = refuse
     sizes = [1, 200_000, 60_000, 60_000, 2]
     handles = [await work.aenqueue(size) for size in sizes]
-    async with running(app, concurrency=5):
+    async with running(app, concurrency=5) as worker:
         await done(app, 4)
         await aeventually(lambda: is_dead(handles[1]))
+        await aeventually(lambda: read_row(worker._life.row()).ended == {"done": 4, "died": 1})
     assert [len(await handle.aresult(5)) for handle in handles if handle is not handles[1]] == [1, 60_000, 60_000, 2]
     with pytest.raises(JobFailed, match="takes at most 100,000 a request"):
         await handles[1].aresult(5)
     assert [line for line in caplog.messages if "failed, dead: PayloadTooLarge" in line]
     assert (await stats(app)).totals == {"enqueued": 5, "done": 4, "dead": 1}
+    assert await counted(app) == {"done": 4, "died": 1}
+
+
+async def counted(app: Spool) -> dict[str, int]:
+    """Return by outcome how many attempts ended, as the metrics say."""
+    blobs = (await app.broker.acall(Watch("default"))).blobs
+    outcomes = [Counter(report.outcomes) for blob in blobs for report in unpack(blob.body)]
+    return dict(sum(outcomes, Counter[str]()))
+
+
+async def test_a_result_that_cannot_be_encrypted_is_counted_as_the_failure_that_it_is(wire, caplog):
+    class Away:
+        """A key service that knows of arguments alone."""
+
+        def encrypt(self, data: bytes, context: bytes) -> bytes:
+            if msgspec.msgpack.decode(context)[0] == "result" and b"bad" in data:
+                raise OSError(data)
+            return data[::-1]
+
+        def decrypt(self, data: bytes, context: bytes) -> bytes:  # noqa: ARG002
+            return data[::-1]
+
+    app = Spool(wire, encryption=Away())
+
+    @app.task(retries=3)
+    async def work(word: str) -> str:
+        return word
+
+    good, bad = [await work.aenqueue("good") for _ in range(3)], await work.aenqueue("bad")
+    async with running(app, concurrency=5) as worker:
+        await done(app, 3)
+        await aeventually(lambda: is_dead(bad))
+        await aeventually(lambda: read_row(worker._life.row()).ended == {"done": 3, "died": 1})
+    assert [await handle.aresult(5) for handle in good] == ["good"] * 3
+    with pytest.raises(JobFailed, match=r"ProtectionError: the result cannot be encrypted: OSError$"):
+        await bad.aresult(5)
+    assert [line for line in caplog.messages if "failed, dead: ProtectionError: the result cannot" in line]
+    assert (await stats(app)).totals == {"enqueued": 4, "done": 3, "dead": 1}
+    assert await counted(app) == {"done": 3, "died": 1}
 
 
 async def test_a_queue_that_does_not_answer_does_not_hold_up_another(app, wire):

@@ -52,7 +52,7 @@ class TaskReport(msgspec.Struct, array_like=True, frozen=True):
 class Meter:
     """Counts for one task of one queue, until they are reported. `spool.executor.metering` adds to the fields."""
 
-    __slots__ = ("ended", "others", "ran", "runs", "task", "waited", "waits")
+    __slots__ = ("ended", "others", "ran", "runs", "taken", "task", "waited", "waits")
 
     def __init__(self, task: str) -> None:
         self.task = task
@@ -62,17 +62,17 @@ class Meter:
         self.others: dict[str, int] = {}
         """Outcomes but done, which is what is left of the runs."""
         self.ended: dict[str, int] = {}
-        """By outcome, all that was ever taken."""
+        """By outcome, all that was ever told to the store."""
+        self.taken: dict[str, int] = {}
+        """By outcome, what is on its way there."""
 
     def take(self) -> TaskReport | None:
-        """Return what was counted, and begin anew."""
+        """Return what was counted, and begin anew. When it has been told, call `told`."""
         ended = sum(self.runs)
         if not ended:
             return None
         outcomes = {"done": ended - sum(self.others.values()), **self.others}
-        outcomes = {name: n for name, n in outcomes.items() if n}
-        for name, n in outcomes.items():
-            self.ended[name] = self.ended.get(name, 0) + n
+        self.taken = outcomes = {name: n for name, n in outcomes.items() if n}
         report = TaskReport(
             self.task,
             outcomes,
@@ -85,9 +85,15 @@ class Meter:
         self.waited = self.ran = 0
         return report
 
+    def told(self) -> None:
+        """Add what was taken last to all that has `ended`: not before, since it may have to be told otherwise."""
+        taken, self.taken = self.taken, {}
+        for name, n in taken.items():
+            self.ended[name] = self.ended.get(name, 0) + n
+
 
 def all_ended(meters: Iterable[Meter]) -> dict[str, int]:
-    """Return by outcome what all of these ever reported. From any thread."""
+    """Return by outcome what all of these ever told. From any thread."""
     ended: dict[str, int] = {}
     for meter in meters:
         for outcome, count in dict(meter.ended).items():  # a copy: who settles may be counting

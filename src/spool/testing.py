@@ -64,7 +64,7 @@ from spool.broker import (
 )
 from spool.broker.sqlite import SqliteBroker
 from spool.broker.sqlite.thread import read_clock
-from spool.errors import ConfigError, ResultTimeout
+from spool.errors import ConfigError, ProtectionError, ResultTimeout
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
@@ -352,14 +352,25 @@ class _Driver:
         batch, line.finished = line.finished, []
         if said := [note_of(run, run.journal.unsent()) for run in batch if run.journal is not None]:
             await self._broker.acall(Note(line.name, self._me, said))
+        try:
+            await self._tell(line, batch)
+        except ProtectionError:  # of one of them: as a worker, let that one die alone
+            for run in batch:
+                try:
+                    await self._tell(line, [run])
+                except ProtectionError as error:
+                    run.settlement = self._executor.refuse(run, error)
+                    await self._tell(line, [run])
+        line.running.difference_update(batch)
+        return bool(batch)
+
+    async def _tell(self, line: _Line, batch: list[Run]) -> None:
         settlements = [run.settlement for run in batch if run.settlement is not None]
         if self._at_once:
             settlements = [replace(each, delay=0) if isinstance(each, Retried) else each for each in settlements]
         if settlements:
             line.settles += 1
             await self._broker.acall(Settle(line.name, self._me, line.settles, settlements))
-        line.running.difference_update(batch)
-        return bool(batch)
 
     async def _change(self) -> None:
         with suppress(TimeoutError):

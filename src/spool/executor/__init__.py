@@ -12,7 +12,7 @@ import msgspec
 
 from spool.app import CallNext, Middleware, Spool
 from spool.broker import Settlement
-from spool.errors import Cancel, PayloadTooLarge, Release, StoreCorrupt
+from spool.errors import Cancel, Release, SpoolError, StoreCorrupt
 from spool.executor.attempt import (
     FOREVER,
     Failure,
@@ -127,9 +127,9 @@ class Executor:
             if not run.began:  # then not even its first line will run
                 self.end(run, self._stopped(run, None))
 
-    def refuse(self, run: Run, error: PayloadTooLarge) -> Settlement:
-        """Return how a run is settled whose result cannot be brought to the store: as one over the limit."""
-        return failed(run, describe(error))
+    def refuse(self, run: Run, error: SpoolError) -> Settlement:
+        """Return how a run is settled whose result cannot be brought to the store: as dead, by an error of ours."""
+        return failed(run, msgspec.structs.replace(describe(error), traceback=""))
 
     def end(self, run: Run, settlement: Settlement | None) -> None:
         """End a run that never began; ``finish`` is called later, never from within."""

@@ -6,15 +6,18 @@ an attempt has little time. It also makes a blob agree with the settlements that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from spool.broker import Done
 from spool.executor.attempt import Run
 from spool.report import Meter, pack
 
 
-def metrics_of(batch: Iterable[Run]) -> bytes:
-    """Return the blob for attempts that have ended, as `spool.broker.Settle` takes it; see `spool.report`."""
+def metrics_of(batch: Iterable[Run]) -> tuple[bytes, Collection[Meter]]:
+    """Return the blob for attempts that have ended, as `spool.broker.Settle` takes it; see `spool.report`.
+
+    And whose counts it has: they are `Meter.told` when the store has it.
+    """
     meters: dict[Meter, None] = {}
     meter = Meter("")
     runs, waits, ran, waited = meter.runs, meter.waits, 0, 0
@@ -42,4 +45,4 @@ def metrics_of(batch: Iterable[Run]) -> bytes:
             meter.others[outcome] = meter.others.get(outcome, 0) + 1
     meter.ran += ran
     meter.waited += waited
-    return pack(meters)
+    return pack(meters), meters

@@ -36,7 +36,7 @@ class Protected(Around):
         }
 
     def call(self, verb: Verb[R]) -> R:
-        """See `Broker.call`. Raises `ProtectionError` for jobs that cannot be encrypted."""
+        """See `Broker.call`. Raises `ProtectionError`, and sends nothing, for what cannot be encrypted."""
         return self._opened(verb, self._broker.call(self._sealed(verb)))
 
     async def acall(self, verb: Verb[R]) -> R:

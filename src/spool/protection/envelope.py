@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from spool.broker import Cancelled, Died, Done, JobNote, NewJob, Released, Retried, Settlement
 from spool.errors import ProtectionError, StoreCorrupt, Undecryptable, Unsigned
-from spool.job import NIL, Attempt, Snapshot, State, extend_tally, fitting, read_ending, read_record, task_fingerprint
+from spool.job import NIL, Snapshot, State, fitting, read_ending, read_record, task_fingerprint
 from spool.opaque import TEXT, UNREADABLE, Refused, doubt, unwrap, wrap
 from spool.protection.encryption import Encryption
 from spool.protection.signing import Kind, Signing
@@ -33,7 +33,9 @@ TALLY: Final = 11
 SIGNATURE: Final[dict[Kind, int]] = {"job": 14, "result": 13}
 """Behind the elements that the first release that signs had; what was appended later comes behind the signature."""
 
-OURS: Final = frozenset({"Undecodable", "Unroutable", "WorkerCrashed", "Unsigned", "BadSignature", "Undecryptable"})
+OURS: Final = frozenset(
+    {"Undecodable", "Unroutable", "WorkerCrashed", "Unsigned", "BadSignature", "Undecryptable", "ProtectionError"}
+)
 """Types of errors whose messages say nothing of what a job is about, and are needed by those who have no key.
 
 Of ours: they come without a traceback. A task may raise the same types, and say there what it likes.
@@ -106,7 +108,7 @@ class Envelope:
     # What becomes of them
 
     def seal_settlement(self, queue: str, settled: Settlement) -> Settlement:
-        """Return the end of an attempt as it is stored."""
+        """Return the end of an attempt as it is stored. Raises `ProtectionError` for a result."""
         match settled:
             case Done() | Cancelled():
                 return self._seal_ending(queue, settled)
@@ -121,10 +123,7 @@ class Envelope:
         if self._encryption is not None:
             if elements[RESULT] != NIL:
                 context = _context("result", queue, settled.id, task)
-                try:
-                    elements[RESULT] = wrap(self._encrypt(bytes(elements[RESULT]), context))
-                except ProtectionError as error:
-                    return _without_result(settled, error)
+                elements[RESULT] = wrap(self._encrypt(bytes(elements[RESULT]), context))
             reason = self._seal_text(_text(elements[REASON]), _context("reason", queue, settled.id))
             elements[REASON] = _raw(reason)
         if self._signing is not None and isinstance(settled, Done):
@@ -288,12 +287,3 @@ def _named(context: bytes) -> str:
 def _told(error: Exception) -> str:
     # What somebody else's code says of a failure may quote what it was given.
     return str(error) if isinstance(error, ProtectionError) else type(error).__name__
-
-
-def _without_result(settled: Done | Cancelled, error: ProtectionError) -> Died:
-    """Let a job die whose result cannot be stored as it must be."""
-    ending = read_ending(settled.ending)
-    attempt = Attempt(
-        ending.attempts, "died", ending.started, ending.finished, ending.worker, type(error).__name__, str(error)
-    )
-    return Died(settled.id, settled.fence, extend_tally(ending.tally, attempt, failures=1))

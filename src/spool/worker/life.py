@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 from spool.app import Spool
 from spool.broker import Claim, Released, Retire, Retried, Settle, Settlement, Store, Verb
-from spool.errors import LeaseLost, PayloadError, PayloadTooLarge, SpoolError
+from spool.errors import LeaseLost, PayloadError, ProtectionError, SpoolError
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Failure, Run, StopReason
 from spool.executor.metering import metrics_of
@@ -391,31 +391,29 @@ class Life:
 
     async def _settle(self, line: Line, batch: Sequence[Run]) -> None:
         settlements = [run.settlement for run in batch if run.settlement is not None]
-        metrics = metrics_of(batch)
+        metrics, meters = metrics_of(batch)
         if settlements:
             line.settle_seq += 1
             try:
                 reply = await self.ask(Settle(line.name, self.incarnation, line.settle_seq, settlements, metrics))
-            except PayloadTooLarge as error:
+            except (PayloadError, ProtectionError) as error:
                 await self._settle_less(line, batch, error)
                 return
             if reply is None:
                 return
             if reply.refused:
-                logger.warning(
-                    "queue %s: %d jobs were no longer ours when they ended: %s",
-                    line.name,
-                    len(reply.refused),
-                    ", ".join(reply.refused[:20]),
-                )
+                message = "queue %s: %d jobs were no longer ours when they ended: %s"
+                logger.warning(message, line.name, len(reply.refused), ", ".join(reply.refused[:20]))
+        for meter in meters:
+            meter.told()
         line.held.difference_update(batch)
         self._claims.has_settled(line)
         again = [each.delay for each in settlements if isinstance(each, Retried | Released)]
         if again and min(again) <= 1000:
             self._loop.call_later(min(again) / 1000, self._claims.nudge)
 
-    async def _settle_less(self, line: Line, batch: Sequence[Run], error: PayloadTooLarge) -> None:
-        """Settle jobs one by one, and one whose result takes more than can be sent as failed: it always will."""
+    async def _settle_less(self, line: Line, batch: Sequence[Run], error: SpoolError) -> None:
+        """Settle jobs one by one, and one whose result is too large to be sent, or cannot be encrypted, as failed."""
         if len(batch) > 1:
             for run in batch:
                 await self._settle(line, [run])
@@ -454,7 +452,7 @@ class Life:
                 self._keeper.kick()
                 await self.pause(0)
             except SpoolError as error:
-                if settling and isinstance(error, PayloadError):
+                if settling and isinstance(error, PayloadError | ProtectionError):
                     raise  # it is refused however often it is sent
                 failures += 1
                 self.note_outage(error)

@@ -1,7 +1,8 @@
 import asyncio
 import datetime as dt
+import threading
 import uuid
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -21,6 +22,7 @@ from spool import (
     current_job,
     testing,
 )
+from spool.broker import Around, Beat, Heartbeat, connect
 from spool.testing import EnqueuedJob
 
 
@@ -342,6 +344,34 @@ class TestSurroundings:
             handle = add.options(queue="other").enqueue(1, 2)
             assert testing.run_until_idle(app) == 1
             assert handle.result() == 3
+
+    def test_on_a_store_that_others_use_a_job_is_held_by_an_ordinary_lease(self, tmp_path):
+        beats: list[Heartbeat] = []
+        beaten = threading.Event()
+
+        class Heard(Around):
+            def call(self, verb: Any) -> Any:
+                reply = super().call(verb)
+                if isinstance(verb, Beat):
+                    beats.extend(verb.beats)
+                    beaten.set()
+                return reply
+
+            async def acall(self, verb: Any) -> Any:
+                if isinstance(verb, Beat):
+                    beats.extend(verb.beats)
+                return await super().acall(verb)
+
+        with Spool(Heard(connect(f"sqlite:///{tmp_path}/spool.db"))) as app:
+
+            @app.task
+            async def hold() -> bool:
+                return beaten.wait(20)  # and with it the event loop
+
+            handle = hold.enqueue()
+            assert testing.run_until_idle(app) == 1
+            assert handle.result(1) is True
+        assert {beat.lease for beat in beats} == {10_000}
 
     def test_a_job_of_an_unknown_task_waits(self, app, tasks):
         with testing.isolated(app):

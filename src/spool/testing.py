@@ -36,6 +36,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import inspect
+import threading
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -64,7 +65,7 @@ from spool.broker import (
 )
 from spool.broker.sqlite import SqliteBroker
 from spool.broker.sqlite.thread import read_clock
-from spool.errors import ConfigError, ProtectionError, ResultTimeout
+from spool.errors import BrokerError, ConfigError, ProtectionError, ResultTimeout
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Run
 from spool.executor.pool import Processes
@@ -77,7 +78,12 @@ R = TypeVar("R")
 CONCURRENCY: Final = 100
 LOOK: Final = 0.01
 """Seconds between two looks for new jobs while others run: what runs may wait for what it enqueued."""
-LEASE: Final = 1_000_000_000
+LEASE: Final = 10_000
+"""Milliseconds for which a job is held if this process dies on a store that others use too."""
+BEAT: Final = 1.0
+"""Seconds between two beats there, whatever the event loop is busy with."""
+SANDBOX_LEASE: Final = 1_000_000_000
+"""The same in memory: there time may pass in no time, and the jobs are gone with the process."""
 
 
 class EnqueuedJob(msgspec.Struct, frozen=True):
@@ -126,7 +132,7 @@ def run_until_idle(app: Spool, *, advance: float | dt.timedelta = 0) -> int:
 
     With ``advance`` time passes meanwhile, so many seconds or a timedelta, in no time: jobs and retries that become due
     are run in their order. Raises `ConfigError` for it outside of a block of `isolated` or `inline`; without it,
-    any store will do.
+    any store will do: there this is a worker as any, whose jobs are given to others 10 seconds after it was killed.
     """
     app.check_sync("run_until_idle", "arun_until_idle")
     return asyncio.run(arun_until_idle(app, advance=advance))
@@ -140,7 +146,7 @@ async def arun_until_idle(app: Spool, *, advance: float | dt.timedelta = 0) -> i
     broker = app.broker
     if isinstance(broker, _Sandbox):
         return await broker.run(ahead, app)
-    async with _driver(app, broker, lifespans=True) as driver:
+    async with _driver(app, broker, LEASE, lifespans=True) as driver, driver.beating():
         return await driver.run()
 
 
@@ -196,7 +202,9 @@ class _Sandbox(Around):
             self._loop = asyncio.get_running_loop()
         end = self._clock.ahead + ahead
         try:
-            async with _driver(app or self._app, self._broker, lifespans=outermost, at_once=self._inline) as driver:
+            async with _driver(
+                app or self._app, self._broker, SANDBOX_LEASE, lifespans=outermost, at_once=self._inline
+            ) as driver:
                 ran = last = await driver.run()
                 while self._pass(driver.next_at, end, moved=bool(last)):
                     last = await driver.run()
@@ -288,8 +296,9 @@ class _Line:
 class _Driver:
     """A worker that stops when there is nothing to do. With ``at_once`` retries have no delay."""
 
-    def __init__(self, app: Spool, broker: Broker, executor: Executor, *, at_once: bool) -> None:
+    def __init__(self, app: Spool, broker: Broker, executor: Executor, lease: int, *, at_once: bool) -> None:
         self._me = new_id()
+        self._lease = lease
         self._app = app
         self._broker = broker
         self._executor = executor
@@ -318,6 +327,25 @@ class _Driver:
                 await self._change()
         return self._ran - before
 
+    @asynccontextmanager
+    async def beating(self) -> AsyncGenerator[None]:
+        """Keep the leases in a thread: a job may hold the event loop for longer than they last."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT):
+                for queue in list(self._lines):
+                    with suppress(BrokerError):  # whoever runs the jobs finds out
+                        self._broker.call(Beat(queue, [Heartbeat(self._me, self._lease)]))
+
+        thread = threading.Thread(target=beat, name="spool-testing-beats", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            await asyncio.to_thread(thread.join)
+
     async def retire(self) -> None:
         for line in self._lines.values():
             await self._broker.acall(Retire(line.name, self._me))
@@ -335,7 +363,7 @@ class _Driver:
         free = CONCURRENCY - len(line.running)
         if not free:
             return False
-        beat = Heartbeat(self._me, LEASE, tuple(self._app.tasks))
+        beat = Heartbeat(self._me, self._lease, tuple(self._app.tasks))
         unwanted = (await self._broker.acall(Beat(line.name, [beat]))).orders[0].cancel
         for run in [run for run in line.running if run.id in unwanted]:
             self._executor.stop(run, "cancelled")
@@ -391,14 +419,16 @@ class _InThreads:
 
 
 @asynccontextmanager
-async def _driver(app: Spool, broker: Broker, *, lifespans: bool, at_once: bool = False) -> AsyncGenerator[_Driver]:
+async def _driver(
+    app: Spool, broker: Broker, lease: int, *, lifespans: bool, at_once: bool = False
+) -> AsyncGenerator[_Driver]:
     async with AsyncExitStack() as stack:
         executor = Executor(app, "testing", threads=CONCURRENCY, processes=cast("Processes", _InThreads()))
         stack.callback(executor.close)
         stack.enter_context(recording(wanted=executor.records))
         for lifespan in app.lifespans if lifespans else ():
             await stack.enter_async_context(lifespan(app))
-        driver = _Driver(app, broker, executor, at_once=at_once)
+        driver = _Driver(app, broker, executor, lease, at_once=at_once)
         try:
             yield driver
         finally:

@@ -176,6 +176,20 @@ class TestDeclaring:
         with pytest.raises(ConfigError, match="a lifespan is a function"):
             app.lifespan(5)
 
+    def test_lifespans_that_cannot_be_entered(self, app):
+        async def once(_): ...
+
+        def plain(_):
+            yield
+
+        for fn in (once, plain):
+            with pytest.raises(ConfigError, match="a lifespan is a function"):
+                app.lifespan(fn)
+        assert app.lifespans == []
+        app.lifespan(contextlib.contextmanager(plain))
+        with pytest.raises(ConfigError, match=r"the lifespan tests\.test_app\..*plain returned <contextlib"):
+            app.lifespans[0](app)
+
     def test_middlewares(self, app):
         @app.middleware
         async def one(context, call_next):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from spool import Backoff, Call, Cancel, Release, Retry, Spool, current_job
+from spool import Backoff, Call, Cancel, ConfigError, Release, Retry, Spool, current_job
 from spool.broker import Cancelled, Died, Done, Released, Retried
 from spool.executor import Executor, JobContext, Lease, Run, threads
 from spool.executor.attempt import MESSAGE_LIMIT, TRACEBACK_LIMIT
@@ -1016,6 +1016,14 @@ async def test_a_lifespan_that_fails_keeps_the_pool_from_starting(living, caplog
     with pytest.raises(RuntimeError, match="lifespan failed in a process of the pool: OSError: no model"):
         await living.processes.start()
     assert "lifespan_shop.py" in caplog.text  # the traceback
+
+
+async def test_a_lifespan_that_is_none_is_refused_by_the_pool(monkeypatch):
+    monkeypatch.setenv("SPOOL_TEST_TROUBLE", "misfit")
+    processes = Processes("tests.troubled_shop:app", 1)
+    with pytest.raises(ConfigError, match=r"the lifespan tests\.troubled_shop\.misfit returned 1"):
+        await processes.start()
+    processes.close()
 
 
 async def test_a_lifespan_that_fails_later_harms_no_job_and_is_tried_less_and_less_often(living):

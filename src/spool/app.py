@@ -18,9 +18,9 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
 from msgspec.structs import replace
 
@@ -35,6 +35,7 @@ from spool.errors import (
     TaskExists,
 )
 from spool.job import Priority
+from spool.lifespan import Lifespan, checked_lifespan
 from spool.payload import MAX_PAYLOAD
 from spool.protection import Encryption, Protection, Signing
 from spool.resend import graver, pauses, refused_again
@@ -124,7 +125,7 @@ class Spool:
         self.dedupe_window = seconds("dedupe_window", dedupe_window)
         self.enqueue_timeout = seconds("enqueue_timeout", enqueue_timeout)
         self.record_logs = record_logs
-        self.lifespans: list[Callable[[Spool], AbstractAsyncContextManager[Any]]] = []
+        self.lifespans: list[Lifespan] = []
         self.middlewares: list[Middleware] = []
 
     def __repr__(self) -> str:
@@ -228,7 +229,8 @@ class Spool:
         """Declare what surrounds the life of each worker process, and of each in its pool: clients, models to load.
 
         ``fn`` takes the app and returns an async context manager, or is an async generator function that yields once.
-        It may be used more than once; what was entered first is left last.
+        It may be used more than once; what was entered first is left last. Raises `ConfigError` for other functions;
+        if only a call tells what it returns, the worker does not start.
 
         >>> app = Spool("sqlite://:memory:")
         >>> @app.lifespan
@@ -237,12 +239,7 @@ class Spool:
         ...     yield
         ...     print("stopping")
         """
-        factory = cast("Callable[[Spool], Any]", fn)
-        if inspect.isasyncgenfunction(fn):
-            factory = asynccontextmanager(factory)
-        elif not callable(fn):
-            raise ConfigError(f"a lifespan is a function that returns an async context manager, not {fn!r}")
-        self.lifespans.append(factory)
+        self.lifespans.append(checked_lifespan(fn))
         return fn
 
     def middleware(self, fn: M) -> M:

@@ -182,7 +182,9 @@ class Processes:
                 if not self._ready.done():
                     self._ready.set_result(None)
                 self._give(member)
-            case ["unfit", reason, trace]:
+            case ["unfit", reason, _, True] if not self._ready.done():
+                self._ready.set_exception(ConfigError(reason))
+            case ["unfit", reason, trace, _]:
                 logger.error("a process of the pool could not enter a lifespan: %s\n%s", reason, trace.rstrip())
                 if not self._ready.done():
                     self._ready.set_exception(RuntimeError(f"a lifespan failed in a process of the pool: {reason}"))

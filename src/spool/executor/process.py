@@ -19,7 +19,7 @@ import msgspec
 
 from spool.app import Spool
 from spool.broker import connect
-from spool.errors import Cancel, Release
+from spool.errors import Cancel, ConfigError, Release
 from spool.executor.attempt import Recipe, Run, current_run, describe, judge
 from spool.executor.recording import record
 from spool.job import read_record
@@ -67,7 +67,9 @@ def serve(sock: socket.socket) -> int:
         try:
             stack.enter_context(_surrounded(app))
         except BaseException as error:  # noqa: BLE001 - a lifespan may raise anything; the worker is told
-            send_frame(sock, ["unfit", f"{type(error).__name__}: {error}", traceback.format_exc()])
+            wrong = isinstance(error, ConfigError)
+            reason = str(error) if wrong else f"{type(error).__name__}: {error}"
+            send_frame(sock, ["unfit", reason, traceback.format_exc(), wrong])
             return 1
         try:
             voice = Voice(sock)

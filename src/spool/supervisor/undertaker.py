@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from spool.broker import Broker, Load, Reason, Retire, Settle, Settlement, Store
-from spool.errors import SpoolError, StoreCorrupt
+from spool.errors import BrokerError, SpoolError, StoreCorrupt
 from spool.nursery import describe_exit
 from spool.report import WorkerRow, read_row
 from spool.supervisor.children import Child, is_gone
@@ -101,7 +101,7 @@ class Undertaker:
                 return
             try:
                 self._survey(Machine())
-            except SpoolError as error:
+            except SpoolError as error:  # a store that cannot be opened is told by the beats
                 logger.debug("could not look for what others left behind: %s", error)
 
     def _survey(self, here: Machine) -> None:

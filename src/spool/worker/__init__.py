@@ -152,6 +152,8 @@ class Worker:
         elif self.stopping:
             self._now.set()
             logger.info("worker %s stops now and hands back %d jobs", self.name, running)
+        elif self._publishing is None:
+            logger.debug("worker %s stops before it was ready", self.name)
         else:
             logger.info("worker %s stops; %d jobs run and get up to %g s", self.name, running, self.grace)
         self.stopping = True

@@ -171,7 +171,8 @@ class Heart:
                 self._kicked.clear()
         except Exception as error:
             # A worker without beats would work on until its jobs are given away, and never know.
-            logger.exception("the beat thread failed")
+            if not isinstance(error, SpoolError):
+                logger.exception("the beat thread failed")
             for lease in self._held():
                 lease.holder.miss(error)
 
@@ -255,6 +256,9 @@ class Heart:
                 if not self._stopped:
                     time.sleep(1)
                     self.kick()
+            except SpoolError as error:
+                logger.debug("no orders are waited for: %s", error)
+                return
             except Exception:
                 logger.exception("the thread that waits for orders failed; they come with the beats")
                 return

@@ -176,3 +176,10 @@ def look_for_word(path: str) -> None:
             time.sleep(0.001)
     finally:
         write(path, "told")
+
+
+@app.task
+async def delegate(path: str) -> None:
+    """Wait for a thread that is not the worker's, and cannot be ended."""
+    write(path, "start")
+    await asyncio.to_thread(time.sleep, 60)

@@ -1,8 +1,10 @@
 """A worker ends when it is told to, whatever its jobs and lifespans do; on both brokers."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +13,43 @@ from typing import Any
 import msgspec
 import pytest
 
+from spool import State
+from spool.broker import Broker, Stats, connect
+from tests import rough_shop, troubled_shop
+from tests.eventually import eventually
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    url: str = request.getfixturevalue("redis_url") if request.param == "redis" else f"sqlite:///{tmp_path}/jobs.db"
+    return url
+
+
+@pytest.fixture
+def broker(url: str) -> Iterator[Broker]:
+    broker = connect(url)
+    with rough_shop.app.using(broker), troubled_shop.app.using(broker):
+        yield broker
+    broker.close()
+
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "log"
     path.touch()
     return path
+
+
+def said(log: Path, word: str) -> list[list[str]]:
+    """The fields of the lines that begin with a word."""
+    return [line.split() for line in log.read_text().splitlines() if line.startswith(f"{word} ")]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -33,6 +66,91 @@ def worker(url: str, app: str, *arguments: str, log: Path, trouble: str = "") ->
     finally:
         process.kill()
         process.wait()
+
+
+def ended(process: Any) -> None:
+    """Wait for its end, in order: most take a second, and what has no bound a minute or more."""
+    assert process.wait(10) == 0
+
+
+def is_ready(process: Any) -> bool:
+    return any("is ready for" in line["message"] for line in process.lines())
+
+
+# Jobs
+
+ENDLESS = ["stubborn", "stuck", "stuck_thread"]
+"""Tasks that swallow their cancellation, block the loop, and wait in C."""
+
+
+@pytest.mark.parametrize("task", ENDLESS)
+def test_a_job_that_does_not_end_is_handed_back_when_its_process_is_dead(broker, url, log, task):
+    with worker(url, "tests.rough_shop:app", "--grace", "0.1", log=log) as process:
+        handle = getattr(rough_shop, task).options(timeout=600).enqueue(str(log))
+        ((_, _, pid, _),) = eventually(lambda: said(log, "start"))
+        process.terminate()
+        eventually(lambda: handle.status() is State.READY, 20)
+        assert not alive(int(pid))
+        ended(process)
+    job = handle.job()
+    assert (job.attempts, job.failures, job.crashes, job.losses) == (1, 0, 0, 0)
+    assert job.history[0].outcome == "stopped"
+    assert "crashed" not in broker.call(Stats("default")).totals
+
+
+@pytest.mark.parametrize("task", [*ENDLESS, "delegate"])
+def test_a_second_signal_ends_a_worker_whose_job_does_not(broker, url, log, task):
+    with worker(url, "tests.rough_shop:app", "--grace", "60", log=log) as process:
+        handle = getattr(rough_shop, task).options(timeout=600).enqueue(str(log))
+        ((_, _, pid, _),) = eventually(lambda: said(log, "start"))
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)  # signals of one kind that follow too closely are one to the kernel
+        process.send_signal(signal.SIGINT)
+        ended(process)
+        assert not alive(int(pid))
+    job = handle.job()
+    assert (job.state, job.attempts, job.failures, job.crashes, job.losses) == (State.READY, 1, 0, 0, 0)
+
+
+def test_a_thread_that_a_job_has_left_behind_does_not_keep_the_process(broker, url, log):
+    with worker(url, "tests.rough_shop:app", "--grace", "0.1", log=log) as process:
+        handle = rough_shop.delegate.enqueue(str(log))
+        eventually(lambda: said(log, "start"))
+        process.terminate()
+        ended(process)
+        assert "left behind" in process.lines()[-1]["message"]
+    assert handle.status() is State.READY
+
+
+# Lifespans
+
+
+def test_a_lifespan_that_hangs_at_the_start_is_cancelled_by_the_first_signal(broker, url, log):
+    with worker(url, "tests.troubled_shop:app", log=log, trouble="enter") as process:
+        eventually(lambda: said(log, "try"))
+        process.terminate()
+        ended(process)
+    assert said(log, "out")
+    assert not said(log, "leave")
+
+
+def test_a_lifespan_that_hangs_at_the_end_is_cancelled(broker, url, log):
+    with worker(url, "tests.troubled_shop:app", "--grace", "0.1", log=log, trouble="leave") as process:
+        eventually(lambda: is_ready(process))
+        process.terminate()
+        ended(process)
+        assert "lifespan tests.troubled_shop.troubled took too long to leave" in process.lines()[-1]["message"]
+    assert said(log, "out")
+
+
+@pytest.mark.parametrize("trouble", ["leave", "deafly"])
+def test_a_second_signal_ends_a_worker_whose_lifespan_hangs_at_the_end(broker, url, log, trouble):
+    with worker(url, "tests.troubled_shop:app", "--grace", "60", log=log, trouble=trouble) as process:
+        eventually(lambda: is_ready(process))
+        process.terminate()
+        eventually(lambda: said(log, "leave"))
+        process.terminate()
+        ended(process)
 
 
 # The store

@@ -18,6 +18,7 @@ from spool.broker import Broker, Done, Enqueue, Find, Stats, connect
 from spool.nursery import send_frame
 from spool.supervisor import Fleet, WorkerOptions
 from spool.supervisor.children import Child, is_gone
+from spool.supervisor.failures import pause_after
 from spool.supervisor.messages import Condemned, OnTrial
 from spool.supervisor.undertaker import Undertaker
 from spool.view import view
@@ -144,15 +145,10 @@ def test_a_job_of_a_dead_childs_pool_runs_again_when_its_process_is_gone(broker,
 
 
 def test_a_child_that_dies_again_and_again_is_started_ever_more_slowly():
-    fleet = Fleet(options("sqlite://"))
-    pauses = []
-    for falls in range(12):
-        fleet._falls = falls
-        pauses.append(fleet._pause())
+    pauses = [pause_after(falls) for falls in range(12)]
     assert pauses[:2] == [0.0, 0.0]
     assert 0.5 <= pauses[2] <= 1.0
     assert 15 <= pauses[-1] <= 30
-    fleet.kill()
 
 
 def test_a_fleet_that_is_killed_leaves_nothing_running(broker, url):

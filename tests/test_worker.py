@@ -473,6 +473,52 @@ async def test_a_lifespan_that_fails_keeps_the_worker_from_starting(app, wire):
     assert wire.sent == []
 
 
+async def test_a_worker_that_is_stopped_while_it_enters_a_lifespan_ends(app, wire):
+    steps = []
+
+    @app.lifespan
+    async def outer(_):
+        yield
+        steps.append("outer out")
+
+    @app.lifespan
+    async def endless(_):
+        steps.append("in")
+        await asyncio.sleep(60)
+        yield
+
+    worker = Worker(app)
+    working = asyncio.create_task(worker.run())
+    await aeventually(lambda: steps)
+    worker.stop()
+    await asyncio.wait_for(working, 5)
+    assert steps == ["in", "outer out"]
+    assert wire.sent == []
+
+
+async def test_no_lifespan_keeps_a_worker_from_ending_nor_others_from_being_left(app, caplog, monkeypatch):
+    monkeypatch.setattr("spool.worker.lifespans.LEAVE", 0.05)
+    steps = []
+
+    @app.lifespan
+    async def outer(_):
+        yield
+        await asyncio.sleep(0)
+        steps.append("outer out")
+
+    @app.lifespan
+    async def endless(_):
+        yield
+        steps.append("leaving")
+        await asyncio.sleep(60)
+
+    async with running(app, grace=0) as worker:
+        worker.stop()
+        await asyncio.wait_for(worker.task, 5)
+    assert steps == ["leaving", "outer out"]
+    assert "endless took too long to leave, and was cancelled" in caplog.text
+
+
 async def test_processes_of_the_pool_have_left_their_lifespans_when_the_worker_has_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("SPOOL_TEST_LOG", str(tmp_path / "log"))
     url = f"sqlite:///{tmp_path}/jobs.db"

@@ -335,7 +335,18 @@ def main_of_child(fd: str, parent: str, entry: str, app: str) -> NoReturn:
     die_with(int(parent))
     sys.path[:] = msgspec.json.decode(os.environ.pop("SPOOL_CHILD_PATH"))
     load_app(app)
-    sys.exit(_resolve(entry)(socket.socket(fileno=int(fd))))
+    leave(_resolve(entry)(socket.socket(fileno=int(fd))))
+
+
+def leave(code: int) -> NoReturn:
+    """End a child with what is to be done at its exit, but without waiting for its threads."""
+    try:
+        atexit._run_exitfuncs()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - os._exit would not run them
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:  # whatever a signal handler of its own raises: it must not go on as its parent's twin
+        os._exit(code)
 
 
 def _resolve(entry: str) -> Entry:
@@ -442,18 +453,12 @@ class _Nest:
             for each in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(each, signal.SIG_DFL)
             code = run(socket.socket(fileno=fd))
-            atexit._run_exitfuncs()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - os._exit would not run them
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException:  # noqa: BLE001 - nothing above may run in the child
             traceback.print_exc()
         finally:
-            try:
-                with contextlib.suppress(Exception):
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-            finally:  # whatever a signal handler of its own raises: it must not go on as the parent's twin
-                os._exit(code)
+            leave(code)
 
     def _spawn(self, fd: int) -> int:
         os.set_inheritable(fd, True)  # noqa: FBT003 - its signature

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import random
 import select
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -24,7 +25,7 @@ from spool.broker import Settlement, connect
 from spool.errors import ConfigError, SpoolError
 from spool.executor.attempt import Run
 from spool.log import configure
-from spool.nursery import Frames, load_app, pack_frame, read_frame, send_frame
+from spool.nursery import Frames, leave, load_app, pack_frame, read_frame, send_frame
 from spool.supervisor import tracing
 from spool.supervisor.messages import (
     PULSE,
@@ -50,6 +51,7 @@ from spool.supervisor.messages import (
 from spool.supervisor.options import Assignment
 from spool.worker import Worker
 from spool.worker.heartbeat import Heard, Holder, resident
+from spool.worker.life import HURRY, STUCK
 
 if TYPE_CHECKING:
     from asyncio import new_event_loop as _new_loop
@@ -62,6 +64,9 @@ else:
 logger = logging.getLogger("spool.worker")
 
 Stopper = Callable[..., object]
+
+LEFT: Final = 1.0
+"""Seconds that tasks and threads get to end in which a worker's jobs have left behind, as asyncio.to_thread does."""
 
 
 def work(sock: socket.socket) -> int:
@@ -78,20 +83,46 @@ def work(sock: socket.socket) -> int:
     # A batch of jobs is a thousand objects and more, all of which are gone when it is: looking for cycles among them
     # every 700 of them, the default, finds nothing and takes some 5 % of a busy worker's time.
     gc.set_threshold(10_000, 20, 50)
+    runner, code = asyncio.Runner(loop_factory=_new_loop), 0
     try:
         with app.using(connect(options.url)) if options.url else contextlib.nullcontext():
-            if app.broker.url.startswith("sqlite://:memory:"):
-                raise ConfigError(
-                    "sqlite://:memory: is a store of one process, which no client of a worker process can reach; "
-                    "use a file (sqlite:///jobs.db) or Redis"
-                )
-            with asyncio.Runner(loop_factory=_new_loop) as runner:
-                runner.run(_work(app, assignment, sock))
+            _refuse_memory(app.broker.url)
+            runner.run(_work(app, assignment, sock))
     except SpoolError as error:
         with contextlib.suppress(OSError):  # nobody is there any more, and that comes to our ears elsewhere
             send_frame(sock, Fatal(type(error).__name__, str(error)))
-        return 1
-    return 0
+        code = 1
+    # Not as the runner does it, which waits for them without end, while others run the jobs that they belong to.
+    if not runner.run(_clear_up()):
+        logger.warning("tasks or threads that jobs have left behind do not end: the process ends without them")
+        leave(code)
+    runner.close()
+    return code
+
+
+def _refuse_memory(url: str) -> None:
+    if url.startswith("sqlite://:memory:"):
+        raise ConfigError(
+            "sqlite://:memory: is a store of one process, which no client of a worker process can reach; "
+            "use a file (sqlite:///jobs.db) or Redis"
+        )
+
+
+async def _clear_up() -> bool:
+    """End the tasks and threads that jobs and lifespans have left on the loop. Return whether all ended in time."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LEFT
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    for each in (left, {loop.create_task(loop.shutdown_asyncgens())}, {loop.create_task(_end_threads(loop))}):
+        if each and (await asyncio.wait(each, timeout=max(0.0, end - loop.time())))[1]:
+            return False
+    return True
+
+
+async def _end_threads(loop: asyncio.AbstractEventLoop) -> None:
+    await loop.shutdown_default_executor()
 
 
 async def _work(app: Spool, assignment: Assignment, sock: socket.socket) -> None:
@@ -179,6 +210,8 @@ class SupervisorLink:
         self._worker: Worker | None = None
         self._seen = time.monotonic()
         self._draining = self._dying = False
+        self._end_by = math.inf
+        """When the jobs must have ended (monotonic): a loop that is blocked then does not come to ending them."""
         self._tracing = tracing.Tracing(self._tell)
 
     def start(self, worker: Worker, ask_to_stop: Stopper, limits: Limits, *, go: bool) -> None:
@@ -265,6 +298,9 @@ class SupervisorLink:
                 if self._holder is not None:
                     self._holder.hear(message)
             case Stop(now):
+                if self._worker is not None:
+                    takes = HURRY if now else self._worker.grace + STUCK
+                    self._end_by = min(self._end_by, time.monotonic() + takes)
                 self._post(self._stop, now)
             case Go():
                 self._post(self._told.set)
@@ -297,11 +333,23 @@ class SupervisorLink:
             return
         if not self._draining and (reason := self._limits.exceeded()):
             worker.drain(reason)
-        if time.monotonic() - self._seen > 2 * self._pulse and (run := worker.blocked_by()) and _is_late(run, worker):
-            logger.error("%s/%s %s blocks the event loop and does not end: killed", run.queue, run.id, run.record.task)
-            run.stop = run.stop or "timeout"
-            self._die(worker.late())
+        if time.monotonic() - self._seen > 2 * self._pulse and not self._dying:
+            self._look_into(worker)
         self._post(self._see)
+
+    def _look_into(self, worker: Worker) -> None:
+        """Ask for the end of the process if what blocks its loop should be over."""
+        run = worker.blocked_by()
+        late = run is not None and _is_late(run, worker)
+        if not late and time.monotonic() < self._end_by:
+            return
+        if run is None:
+            logger.error("the event loop is blocked, and the worker does not end: killed")
+        else:
+            logger.error("%s/%s %s blocks the event loop and does not end: killed", run.queue, run.id, run.record.task)
+            if late:
+                run.stop = run.stop or "timeout"
+        self._die(worker.late())
 
     def _see(self) -> None:
         self._seen = time.monotonic()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import selectors
 import signal
 import socket
@@ -13,17 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
 import msgspec
 
-import spool.errors
 from spool.broker import Broker, connect
 from spool.errors import ConfigError, SpoolError
 from spool.nursery import ORPHANED, Exited, Failed, Gone, Nursery, Ready, Started, describe_exit, load_app
 from spool.supervisor.children import Child, Incarnation
+from spool.supervisor.failures import error_of, is_of_the_app, pause_after
 from spool.supervisor.messages import (
     PULSE,
     Born,
@@ -52,7 +50,10 @@ logger = logging.getLogger("spool.supervisor")
 
 STEADY: Final = 10.0
 """Seconds after which a child counts as running well: when it dies then, its successor starts at once."""
-LONGEST_PAUSE: Final = 30.0
+HASTE: Final = 2.0
+"""Seconds that children get to end in when they are to stop at once; then they are killed."""
+OVERTIME: Final = 10.0
+"""The same when they stop in order, beyond their grace and what they wait for a store that does not answer."""
 FAMILY: Final = ORPHANED + 0.6
 """Seconds after which the processes of a dead child's pool are taken for gone: what the tasks left behind may stay."""
 
@@ -77,7 +78,7 @@ class Fleet:
         self._bereaved: set[Child] = set()
         """Dead children whose jobs are not handed back yet."""
         self._wanted = 0
-        self._stops = 0
+        self._stops = self._told = 0
         self._falls = 0
         self._failure: SpoolError | None = None
         self._timers: list[tuple[float, Callable[[], None]]] = []
@@ -207,11 +208,25 @@ class Fleet:
 
     def _drain(self) -> None:
         self._wake.recv(4096)
-        if self._stops:
+        if not self._stops:
+            self._fill()
+        elif self._told != self._stops:
+            self._told = self._stops
             for child in self._children.values():
                 child.tell(Stop(self._stops > 1))
-        else:
-            self._fill()
+            in_order = self.options.grace + 2 * self.options.lease + OVERTIME
+            self._after(HASTE if self._stops > 1 else in_order, self._cut_short)
+
+    def _cut_short(self) -> None:
+        """Kill those that do not end; and if even that is not heard, end without them."""
+        for child in self._children.values():
+            logger.warning("worker process %d does not end: killed", child.pid)
+            child.killed, child.late = "did not end", child.late or []
+            self._execute(child)
+        self._after(HASTE, self._give_up)
+
+    def _give_up(self) -> None:
+        self._stops = max(3, self._stops)
 
     def _after(self, seconds: float, call: Callable[[], None]) -> None:
         self._timers.append((time.monotonic() + seconds, call))
@@ -265,7 +280,7 @@ class Fleet:
                     with self._lock:
                         self._children[number].pid = pid
                 case Failed(reason, traceback):
-                    logger.log(logging.ERROR if _is_of_the_app(traceback) else logging.DEBUG, "%s", traceback.rstrip())
+                    logger.log(logging.ERROR if is_of_the_app(traceback) else logging.DEBUG, "%s", traceback.rstrip())
                     self._fail(ConfigError(reason))
                 case Exited(number, code):
                     self._bury(self._children[number], code)
@@ -338,7 +353,7 @@ class Fleet:
                 self.memory.note(child, message)
             case Fatal(error, reason):
                 child.fatal = True
-                self._fail(_error(error, reason))
+                self._fail(error_of(error, reason))
 
     def _execute(self, child: Child) -> None:
         if self._nursery is not None:
@@ -382,7 +397,7 @@ class Fleet:
         if code or not (child.draining or child.role == "trial"):
             logger.warning("worker process %d ended with %s", child.pid, describe_exit(code))
             self._falls = 0 if time.monotonic() - child.since > STEADY else self._falls + 1
-        self._after(self._pause() if code else 0.0, self._fill)
+        self._after(pause_after(self._falls) if code else 0.0, self._fill)
 
     def _watch_family(self, child: Child, code: int) -> None:
         if child.read() is None:
@@ -403,13 +418,6 @@ class Fleet:
         for life in child.lives:
             if self._heart is not None:
                 self._heart.remove(life.incarnation)
-
-    def _pause(self) -> float:
-        """Return how long to wait before the next child: not at all once, then longer and longer."""
-        if self._falls <= 1:
-            return 0.0
-        longest: float = min(LONGEST_PAUSE, 0.25 * 2.0 ** min(self._falls, 10))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
     def _reopen(self, nursery: Nursery) -> None:
         """Begin anew after the nursery has died, and its children with it."""
@@ -477,17 +485,3 @@ class Fleet:
             self._undertaker.close()
         if self._broker is not None:
             self._broker.close()
-
-
-def _error(kind: str, reason: str) -> SpoolError:
-    found = getattr(spool.errors, kind, SpoolError)
-    return found(reason) if isinstance(found, type) and issubclass(found, SpoolError) else SpoolError(reason)
-
-
-_OURS: Final = str(Path(__file__).parent.parent)
-
-
-def _is_of_the_app(traceback: str) -> bool:
-    """Whether a traceback leads into the app's own code, and not just to an import that found nothing."""
-    places = [line for line in traceback.splitlines() if line.lstrip().startswith('File "')]
-    return any(_OURS not in line and "importlib" not in line for line in places)

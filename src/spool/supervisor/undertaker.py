@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from spool.broker import Broker, Load, Reason, Retire, Settle, Settlement, Store
-from spool.errors import BrokerError, SpoolError, StoreCorrupt
+from spool.errors import SpoolError, StoreCorrupt
 from spool.nursery import describe_exit
 from spool.report import WorkerRow, read_row
 from spool.supervisor.children import Child, is_gone

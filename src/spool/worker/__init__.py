@@ -23,7 +23,8 @@ from spool.executor.recording import record
 from spool.job import check_name
 from spool.report import Rates, WorkerRow
 from spool.worker.heartbeat import Heart, Keeper, Machine, resident
-from spool.worker.life import Life
+from spool.worker.life import HURRY, STUCK, Life
+from spool.worker.lifespans import LEAVE, Lifespans, Stopped
 from spool.worker.slots import Slots
 
 logger = logging.getLogger("spool.worker")
@@ -31,8 +32,6 @@ logger = logging.getLogger("spool.worker")
 
 PUBLISH_AGAIN: Final = 30.0
 """Seconds until the catalogue of tasks is tried again that could not be written."""
-LEAVE: Final = 3.0
-"""Seconds that processes of the pool get to leave their lifespans when the worker ends in order."""
 
 
 class Link(Keeper, Protocol):
@@ -133,6 +132,7 @@ class Worker:
         self._executor: Executor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._now = asyncio.Event()
+        self._lifespans = Lifespans(app, grace)
         self._publishing: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -156,6 +156,8 @@ class Worker:
             logger.debug("worker %s stops before it was ready", self.name)
         else:
             logger.info("worker %s stops; %d jobs run and get up to %g s", self.name, running, self.grace)
+        if self._loop is not None:
+            self._lifespans.hurry() if self._now.is_set() else self._lifespans.stop()
         self.stopping = True
         if self._life is not None:
             self._life.wake()
@@ -164,16 +166,22 @@ class Worker:
         """Work until told to `stop`; then running jobs get ``grace`` seconds, and what is left is handed back.
 
         Stopping counts for no job as a failure. An outage of the store is waited out. Raises `ConfigError`,
-        `BrokerRefused` or `StoreCorrupt` if the worker cannot begin at all. Cancelled, it stops at once.
+        `BrokerRefused` or `StoreCorrupt` if the worker cannot begin at all, and what a lifespan raises. Cancelled, it
+        stops at once. No lifespan holds it up: one that is being entered then is cancelled, and so is one that takes
+        longer to leave than the rest of the grace, or 3 s if there is less.
         """
         self._loop = asyncio.get_running_loop()
         if not self.app.tasks:
             logger.warning("the app declares no tasks: all jobs will be parked; does its module import them?")
         async with AsyncExitStack() as stack:
-            self._executor = executor = await self._open_executor(stack)
-            keeper = self._link or self._open_heart(stack)
-            for lifespan in self.app.lifespans:
-                await stack.enter_async_context(lifespan(self.app))
+            try:
+                async with self._lifespans.cancelled(at_once=self.stopping):
+                    self._executor = executor = await self._open_executor(stack)
+                    keeper = self._link or self._open_heart(stack)
+                    stack.push_async_callback(self._die)
+                    await self._lifespans.enter(stack)
+            except Stopped:
+                return
             slots = Slots(self.concurrency, self.pool_size)
             survivors: list[Run] = []
             stack.callback(self._end_publishing)
@@ -181,8 +189,10 @@ class Worker:
                 self._life = Life(self, executor, slots, keeper, survivors)
                 await self._live(self._life)
                 survivors = self._life.survivors()
-            if self.condemned and self._link is not None:
-                await self._link.die(self._late)
+
+    async def _die(self) -> None:
+        if self.condemned and self._link is not None:
+            await self._link.die(self._late)
 
     def _end_publishing(self) -> None:
         if self._publishing is not None:
@@ -241,6 +251,7 @@ class Worker:
         logger.error("%s; the process hands its other jobs back, and is killed", what)
         self.condemned = self.stopping = True
         self._now.set()
+        self._lifespans.hurry()
         if self._life is not None:
             self._life.wake()
 
@@ -248,7 +259,7 @@ class Worker:
         try:
             await life.run()
             if not life.over:
-                await life.close(self._grace, self._now)
+                await life.close(self._grace, self._now, STUCK if self._link is None else HURRY)
             if self.condemned:
                 self._late = life.late()
         except asyncio.CancelledError:
@@ -260,6 +271,17 @@ class Worker:
             life.abandon()
 
     # For its lives
+
+    def overrun(self, runs: Sequence[Run]) -> None:
+        """End the process with these jobs, which do not end: nobody else may have them before."""
+        what = f"{len(runs)} jobs go on although they were told to end: " + ", ".join(
+            f"{run.queue}/{run.id} {run.record.task}" for run in runs[:20]
+        )
+        if self._link is None:
+            logger.error("%s; a worker without a supervisor cannot end them, and hands them back as they are", what)
+        else:
+            logger.error("%s; the process is killed, and they are handed back then", what)
+            self.condemned = True
 
     def put_on_trial(self, queue: str, id: str) -> None:
         """Tell the supervisor which suspect is about to start."""

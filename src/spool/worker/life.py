@@ -14,19 +14,19 @@ import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from spool.app import Spool
 from spool.broker import Claim, Released, Retire, Retried, Settle, Settlement, Store, Verb
 from spool.errors import LeaseLost, PayloadError, ProtectionError, SpoolError
 from spool.executor import Executor, Intake
 from spool.executor.attempt import Failure, Run, StopReason
 from spool.executor.metering import metrics_of
 from spool.job import new_id
-from spool.report import Rates, Speedometer, WorkerRow, all_ended, encode_row
+from spool.report import Speedometer, all_ended, encode_row
 from spool.worker.claims import Claims
 from spool.worker.heartbeat import Heard, Keeper, is_fatal
 from spool.worker.notes import Notes
+from spool.worker.owner import Owner
 from spool.worker.slots import COMPANY, Line, Slots
 
 R = TypeVar("R")
@@ -41,46 +41,7 @@ SILENCE: Final = 0.8
 STUCK: Final = 5.0
 """Seconds that jobs which were told to stop may take before the worker ends without them."""
 HURRY: Final = 0.5
-"""The same, when the process is about to be killed since a job does not end."""
-
-
-class Owner(Protocol):
-    """What a life needs of its worker."""
-
-    app: Spool
-    name: str
-    queues: list[str]
-    lease: float
-    unroutable_after: float | None
-    stopping: bool
-    quiet: bool
-    trial: bool
-    condemned: bool
-    budget: float
-
-    def registered(self, incarnation: str) -> None:
-        """Take note that the incarnation holds its leases."""
-        ...
-
-    def describe(self, incarnation: str, running: int, ended: dict[str, int], rates: Rates) -> WorkerRow:
-        """Return the worker's row; called from a thread."""
-        ...
-
-    def put_on_trial(self, queue: str, id: str) -> None:
-        """Take note of the suspect that is about to start."""
-        ...
-
-    def drain(self, reason: str) -> None:
-        """Have the worker end when its jobs have."""
-        ...
-
-    def be_quiet(self) -> None:
-        """Have the worker claim no more."""
-        ...
-
-    def stop(self) -> None:
-        """Have the worker stop in order."""
-        ...
+"""The same, when the process is to end at once, and somebody is there who ends it."""
 
 
 class Life:
@@ -154,16 +115,18 @@ class Life:
         if self._failure is not None:
             raise self._failure
 
-    async def close(self, grace: float, now: asyncio.Event) -> None:
+    async def close(self, grace: float, now: asyncio.Event, hurry: float = STUCK) -> None:
         """Let jobs end within ``grace`` seconds or until ``now``, hand the others back, and retire.
 
-        Jobs that do not end when told to are left to the store: it hands them back when the incarnation retires. A
-        store that does not answer gets a lease's time, or a second when it is to be ``now``; then it finds out by
-        itself.
+        Jobs that do not end when told to, in `STUCK` seconds or in ``hurry`` when it is to be ``now``, are handed back
+        by who ends the process; if nobody does, by the store, when the incarnation retires. A store that does not
+        answer gets a lease's time, or a second when it is to be ``now``; then it finds out by itself.
         """
-        await self._wait_until(lambda: not self.running, grace, now)
+        await self._wait_until(lambda: not self.running, grace, now, 0.0)
         self.stop_runs(self._runs(), "stopped")
-        await self._wait_until(lambda: not self.running, HURRY if self._worker.condemned else STUCK, None)
+        await self._wait_until(lambda: not self.running, STUCK, now, hurry)
+        if stuck := [run for run in self._runs() if not run.ended]:
+            self._worker.overrun(stuck)
         self.closing = True
         self.wake()
         await self._wait_until(lambda: not self._loops, self._worker.lease, now)
@@ -177,7 +140,8 @@ class Life:
     def abandon(self) -> None:
         """End what is left of it, without the store. If the worker lives on, so do jobs that are meant to."""
         self.over = True
-        self._keeper.remove(self.incarnation)
+        if not self._worker.condemned:  # then who ends the process keeps the leases until it has
+            self._keeper.remove(self.incarnation)
         goes_on = not self._worker.stopping and self._failure is None
         self.stop_runs([run for run in self._runs() if not (goes_on and run.recipe.runs_on)], "lost")
         self.wake()
@@ -219,11 +183,13 @@ class Life:
                 await self._changed.wait()
         self._changed.clear()
 
-    async def _wait_until(self, reached: Callable[[], bool], timeout: float, now: asyncio.Event | None) -> None:
+    async def _wait_until(
+        self, reached: Callable[[], bool], timeout: float, now: asyncio.Event | None, hurry: float = 1.0
+    ) -> None:
         end = time.monotonic() + timeout
         while not reached() and (left := end - time.monotonic()) > 0:
             if now is not None and now.is_set():
-                end = min(end, time.monotonic() + (1.0 if self.closing else 0.0))
+                end = min(end, time.monotonic() + hurry)
                 now = None
             else:
                 await self._change(min(left, 3600.0))

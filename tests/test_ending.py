@@ -77,6 +77,10 @@ def is_ready(process: Any) -> bool:
     return any("is ready for" in line["message"] for line in process.lines())
 
 
+def of_level(process: Any, level: str) -> list[Any]:
+    return [line for line in process.lines() if line["level"] == level]
+
+
 # Jobs
 
 ENDLESS = ["stubborn", "stuck", "stuck_thread"]
@@ -151,6 +155,39 @@ def test_a_second_signal_ends_a_worker_whose_lifespan_hangs_at_the_end(broker, u
         eventually(lambda: said(log, "leave"))
         process.terminate()
         ended(process)
+
+
+def test_a_lifespan_that_fails_is_named_in_one_line_and_tried_less_and_less_often(broker, url, log):
+    with worker(url, "tests.troubled_shop:app", log=log, trouble="raise") as process:
+        errors = eventually(lambda: len(found := of_level(process, "error")) >= 4 and found, 20)
+        process.terminate()
+        ended(process)
+    times = [float(at) for _, _, at in said(log, "try")]
+    assert times[2] - times[1] >= 0.5
+    assert times[3] - times[2] >= 1.0
+    assert len(errors) == 4
+    told = "failed in the lifespan tests.troubled_shop.troubled, when it was entered: OSError: no database"
+    assert told in errors[0]["message"]
+    assert errors[0]["exception"].startswith("Traceback")
+    assert all("ended with exit code" in line["message"] for line in of_level(process, "warning"))
+    assert not of_level(process, "info")
+
+
+def test_a_lifespan_that_fails_at_the_end_is_named_in_one_line(broker, url, log):
+    with worker(url, "tests.troubled_shop:app", log=log, trouble="raise at the end") as process:
+        eventually(lambda: is_ready(process))
+        process.terminate()
+        ended(process)
+        line = process.lines()[-1]
+    assert line["level"] == "error"
+    assert "in the lifespan tests.troubled_shop.troubled, when it was left: OSError: no goodbye" in line["message"]
+
+
+def test_a_lifespan_that_is_none_ends_the_worker(url, log):
+    with worker(url, "tests.troubled_shop:app", log=log, trouble="misfit") as process:
+        assert process.wait(20) == 2
+        last = log.with_name("errors").read_text().splitlines()[-1]
+    assert last.startswith("spool: the lifespan tests.troubled_shop.misfit returned 1; a lifespan returns")
 
 
 # The store

@@ -519,6 +519,18 @@ async def test_no_lifespan_keeps_a_worker_from_ending_nor_others_from_being_left
     assert "endless took too long to leave, and was cancelled" in caplog.text
 
 
+async def test_a_timeout_of_a_lifespans_own_is_raised(app):
+    @app.lifespan
+    async def broken(_):
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(60)
+        yield
+
+    with pytest.raises(TimeoutError) as raised:
+        await Worker(app).run()
+    assert "broken, when it was entered" in raised.value.__notes__[0]
+
+
 async def test_processes_of_the_pool_have_left_their_lifespans_when_the_worker_has_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("SPOOL_TEST_LOG", str(tmp_path / "log"))
     url = f"sqlite:///{tmp_path}/jobs.db"

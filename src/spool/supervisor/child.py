@@ -52,6 +52,7 @@ from spool.supervisor.options import Assignment
 from spool.worker import Worker
 from spool.worker.heartbeat import Heard, Holder, resident
 from spool.worker.life import HURRY, STUCK
+from spool.worker.lifespans import place_of
 
 if TYPE_CHECKING:
     from asyncio import new_event_loop as _new_loop
@@ -92,6 +93,11 @@ def work(sock: socket.socket) -> int:
         with contextlib.suppress(OSError):  # nobody is there any more, and that comes to our ears elsewhere
             send_frame(sock, Fatal(type(error).__name__, str(error)))
         code = 1
+    except BaseException as error:
+        # A lifespan may raise anything, and only the log can tell of it.
+        where, what = place_of(error) or "at its work", f"{type(error).__name__}: {error}"
+        logger.exception("the worker process failed %s: %s", where, what)
+        code = 70
     # Not as the runner does it, which waits for them without end, while others run the jobs that they belong to.
     if not runner.run(_clear_up()):
         logger.warning("tasks or threads that jobs have left behind do not end: the process ends without them")

@@ -79,7 +79,9 @@ class Fleet:
         """Dead children whose jobs are not handed back yet."""
         self._wanted = 0
         self._stops = self._told = 0
-        self._falls = 0
+        self._falls = self._stillborn = 0
+        self._fills_at = 0.0
+        """When the next worker may start (monotonic): those before it did not come to registering themselves."""
         self._failure: SpoolError | None = None
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._nursery: Nursery | None = None
@@ -243,7 +245,8 @@ class Fleet:
         """Start what is missing: workers, spares, and one child for suspects."""
         if self._stops or self._nursery is None:
             return
-        for _ in range(self._wanted - len(self._workers())):
+        held_up = time.monotonic() < self._fills_at
+        for _ in range(0 if held_up else self._wanted - len(self._workers())):
             spare = next((child for child in self._children.values() if child.role == "spare" and child.pid), None)
             if spare is None:
                 self._start("worker")
@@ -252,7 +255,7 @@ class Fleet:
                     spare.role, spare.since = "worker", time.monotonic()
                 spare.tell(Go())
         roles = [child.role for child in self._children.values()]
-        for _ in range(self.options.spare - roles.count("spare")):
+        for _ in range(0 if held_up else self.options.spare - roles.count("spare")):
             self._start("spare")
         # No more than one a second, should it end at once.
         if any(self._suspects.values()) and "trial" not in roles and time.monotonic() > self._tried + 1:
@@ -328,7 +331,7 @@ class Fleet:
                     self._heart.add(life)
             case Registered():
                 with self._lock:
-                    child.ready, self._outage = True, False
+                    child.ready, self._outage, self._stillborn = True, False, 0
                     self._lock.notify_all()
             case Over(incarnation):
                 if self._heart is not None:
@@ -397,7 +400,11 @@ class Fleet:
         if code or not (child.draining or child.role == "trial"):
             logger.warning("worker process %d ended with %s", child.pid, describe_exit(code))
             self._falls = 0 if time.monotonic() - child.since > STEADY else self._falls + 1
-        self._after(pause_after(self._falls) if code else 0.0, self._fill)
+            # Those that were started together fail together, which counts as once.
+            if not (child.ready or child.killed) and child.since >= self._fills_at:
+                self._stillborn += 1
+                self._fills_at = time.monotonic() + pause_after(self._stillborn)
+        self._after(max(pause_after(self._falls) if code else 0.0, self._fills_at - time.monotonic()), self._fill)
 
     def _watch_family(self, child: Child, code: int) -> None:
         if child.read() is None:

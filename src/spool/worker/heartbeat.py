@@ -256,9 +256,6 @@ class Heart:
                 if not self._stopped:
                     time.sleep(1)
                     self.kick()
-            except SpoolError as error:
-                logger.debug("no orders are waited for: %s", error)
-                return
             except Exception:
                 logger.exception("the thread that waits for orders failed; they come with the beats")
                 return

@@ -21,6 +21,7 @@ LEAVE: Final = 3.0
 """Seconds that there are at least for leaving them when the worker ends in order, if its grace is over by then."""
 LAST: Final = 0.1
 """What each gets when others have used up that time."""
+_PLACE: Final = "in the lifespan "
 
 
 class Lifespans:
@@ -58,11 +59,15 @@ class Lifespans:
             raise
 
     async def enter(self, stack: AsyncExitStack) -> None:
-        """Enter them all, to be left by the stack. Raises what they raise."""
+        """Enter them all, to be left by the stack. Raises what they raise, with a note that `place_of` finds."""
         for lifespan in self._app.lifespans:
             name = lifespan_name(lifespan)
-            manager = lifespan(self._app)
-            await manager.__aenter__()
+            try:
+                manager = lifespan(self._app)
+                await manager.__aenter__()
+            except BaseException as error:
+                error.add_note(f"{_PLACE}{name}, when it was entered")
+                raise
             stack.push_async_exit(partial(self._leave, name, manager))
 
     async def _leave(
@@ -77,8 +82,9 @@ class Lifespans:
         try:
             async with limit:
                 return await manager.__aexit__(kind, error, trace)
-        except TimeoutError:
-            if not limit.expired():
+        except BaseException as problem:
+            if not (isinstance(problem, TimeoutError) and limit.expired()):
+                problem.add_note(f"{_PLACE}{name}, when it was left")
                 raise
         logger.error("the lifespan %s took too long to leave, and was cancelled", name)
         return None
@@ -94,6 +100,11 @@ class Lifespans:
 
 class Stopped(Exception):
     """The worker was to stop before it had begun."""
+
+
+def place_of(error: BaseException) -> str:
+    """Return in which lifespan an error was raised, and when; empty for none."""
+    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(_PLACE)), "")
 
 
 def _cut(limit: asyncio.Timeout | None, at: float) -> None:

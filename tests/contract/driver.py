@@ -102,6 +102,12 @@ def job(id: str, task: str = "t", *, delay: int = 0, due: int = 0, body: bytes |
     return NewJob(id, record(task, **fields) if body is None else body, delay=delay, due=due, **repeated)
 
 
+def too_deep() -> bytes:
+    """A record with one more part, which nests deeper than any reader goes."""
+    body = record("t")
+    return b"\xdc" + ((body[0] & 0x0F) + 1).to_bytes(2, "big") + body[1:] + b"\x91" * 5000 + b"\xc0"
+
+
 def jobs(count: int, prefix: str = "j", **fields: Any) -> list[NewJob]:
     return [job(f"{prefix}{number:05}", **fields) for number in range(count)]
 

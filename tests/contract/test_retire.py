@@ -7,7 +7,7 @@ import pytest
 from spool.broker import Cancel, Replay, Retired
 from spool.errors import LeaseLost
 from spool.job import Attempt, State
-from tests.contract.driver import CORRUPT, LEASE, NEWER_TAIL, NO_TALLIES, job, jobs, tally
+from tests.contract.driver import CORRUPT, LEASE, NEWER_TAIL, NO_TALLIES, job, jobs, tally, too_deep
 
 
 def crash(q, *ids, times=1):
@@ -113,8 +113,9 @@ def test_max_crashes_is_the_records(q, most):
     assert q.state("a") == State.DEAD
 
 
-def test_a_damaged_record_does_not_crash_workers_for_ever(q):
-    q.enqueue(job("a", body=CORRUPT))
+@pytest.mark.parametrize("body", [CORRUPT, too_deep()], ids=["no record", "too deep"])
+def test_a_damaged_record_does_not_crash_workers_for_ever(q, body):
+    q.enqueue(job("a", body=body))
     crash(q, "a", times=3)
     assert q.state("a") == State.DEAD
 

@@ -31,6 +31,7 @@ from spool.broker.sqlite.retire import STEP, hand_back, retire_some
 from spool.broker.sqlite.store import CANCELLED, DONE, Queue, Row, Transaction, to_json
 from spool.errors import LeaseLost
 from spool.job import LANES, MAIN, Attempt, split_tally
+from spool.opaque import UNREADABLE
 
 UNROUTABLE: Final = 100
 """Jobs that one claim lets die because nobody knows their task."""
@@ -347,7 +348,7 @@ def _sort_out(
             continue
         try:
             task = _read_head(body).task
-        except (msgspec.MsgspecError, UnicodeDecodeError):  # whoever runs it will find out, and say so
+        except UNREADABLE:  # whoever runs it will find out, and say so
             task = None
         if task is None or task in names:
             ours.append((row, body))

@@ -481,11 +481,11 @@ HOSTILE = [
 def test_a_damaged_job_is_looked_at_all_the_same():
     envelope = Envelope(SIGNING, LOCKED)
     tally = "\n".join(["[1,1,1,0,0,0]", *HOSTILE])
-    said = (b"\x96\x01\x02\x03\xa1a\xa1a\xa1\xff", b"\x96" + b"\x91" * 5000, b"", b"\xc1", b"\x91\xc0")
+    said = (b"\x96\x01\x02\x03\xa1a\xa1a\xa1\xff", b"\x96" + b"\x91" * 20_000, b"", b"\xc1", b"\x91\xc0")
     ending = encode_ending(
         Ending(1, "done", "send", "", 1, 2, 3, 1, msgspec.Raw(b"\xd4\x53\x00"), f"{TEXT}!", "", tally)
     )
-    for body in (ending, ending[:-9], b"\xc1", b"", b"\x91" * 5000):
+    for body in (ending, ending[:-9], b"\xc1", b"", b"\x91" * 20_000):
         snapshot = Snapshot("mail", "1", State.DONE, body, tally, body, progress=said[0], log=said)
         opened = envelope.open(snapshot)
         assert (opened.tally, opened.log) == (tally, said)

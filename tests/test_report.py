@@ -94,7 +94,7 @@ REPORTS = (
     ["send", {"done": 1}, [5, 2**53 + 1], [5, 1]],
     ["send", {"done": 1}, [], [5, 2**63 - 1]],
 )
-DEEP = b"\x91" * 5000 + b"\xc0"
+DEEP = b"\x91" * 20_000 + b"\xc0"
 WITH_DEEP_TAIL = b"\x92\x01\x97" + b"".join(map(msgspec.msgpack.encode, ("send", {"done": 1}, [], [5, 1], 0, 0))) + DEEP
 DAMAGED = [b"\xc1", b"\x90", b"\x92\x01" + DEEP, WITH_DEEP_TAIL]
 DAMAGED += [*map(msgspec.msgpack.encode, ([1, 5], [2], *([1, report] for report in REPORTS)))]

@@ -71,7 +71,7 @@ NO_TALLIES = (
     "[1,1e999,0,0,0,0]",
     "[1,9007199254740993,0,0,0,0]",
     "[1,18446744073709551615,0,0,0,0]",
-    "[1,1,1,0,0,0," + "[" * 5000,
+    "[1,1,1,0,0,0," + "[" * 20_000,
 )
 """Texts in which what happened to a job cannot be read."""
 NEWER_TAIL = ',123456789012345678,2.5,null,"a]b",[],{"a":[null]}]'
@@ -105,7 +105,7 @@ def job(id: str, task: str = "t", *, delay: int = 0, due: int = 0, body: bytes |
 def too_deep() -> bytes:
     """A record with one more part, which nests deeper than any reader goes."""
     body = record("t")
-    return b"\xdc" + ((body[0] & 0x0F) + 1).to_bytes(2, "big") + body[1:] + b"\x91" * 5000 + b"\xc0"
+    return b"\xdc" + ((body[0] & 0x0F) + 1).to_bytes(2, "big") + body[1:] + b"\x91" * 20_000 + b"\xc0"
 
 
 def jobs(count: int, prefix: str = "j", **fields: Any) -> list[NewJob]:

@@ -118,7 +118,7 @@ def beyond_utf8(body: bytes) -> bytes:
 
 
 def beyond_depth(body: bytes) -> bytes:
-    return b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"," + body[1:]
+    return b'{"x":' + b"[" * 20_000 + b"]" * 20_000 + b"," + body[1:]
 
 
 def beyond_float(body: bytes) -> bytes:

@@ -253,7 +253,7 @@ class TestBadServers:
             connect(url).call(Stats("q"))
 
     @pytest.mark.parametrize(
-        "body", [b"", b"\xc1", wire.encode(Get("q", "a")), wire.encode(Stats("a{b")), b"\x91" * 5000]
+        "body", [b"", b"\xc1", wire.encode(Get("q", "a")), wire.encode(Stats("a{b")), b"\x91" * 20_000]
     )
     def test_requests_that_cannot_be_read(self, sqlite_served, body):
         headers = {"content-type": wire.MEDIA, "spool-protocol": wire.SPOKEN}

@@ -134,7 +134,7 @@ def test_damaged_blobs_are_counted_as_such(q, roll, board):
     assert board.total(lambda line: line.damaged) == [2, 2, 2]
 
 
-@pytest.mark.parametrize("bad", [b"\x92\x01" + b"\x91" * 5000 + b"\xc0", liar(2**63 - 1)], ids=["deep", "huge"])
+@pytest.mark.parametrize("bad", [b"\x92\x01" + b"\x91" * 20_000 + b"\xc0", liar(2**63 - 1)], ids=["deep", "huge"])
 def test_a_poisoned_blob_holds_up_no_queue(q, roll, board, bad):
     settle(q, blob(done=1), *[bad] * 4, blob(done=1))
     roll()

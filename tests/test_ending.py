@@ -18,6 +18,9 @@ from spool.broker import Broker, Stats, connect
 from tests import rough_shop, troubled_shop
 from tests.eventually import eventually
 
+whatever_the_store = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+"""Of tests of what no store has a part in: they take seconds, and one store is enough."""
+
 
 @pytest.fixture(params=["sqlite", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
@@ -103,6 +106,7 @@ def test_a_job_that_does_not_end_is_handed_back_when_its_process_is_dead(broker,
 
 
 @pytest.mark.parametrize("task", [*ENDLESS, "delegate"])
+@whatever_the_store
 def test_a_second_signal_ends_a_worker_whose_job_does_not(broker, url, log, task):
     with worker(url, "tests.rough_shop:app", "--grace", "60", log=log) as process:
         handle = getattr(rough_shop, task).options(timeout=600).enqueue(str(log))
@@ -129,6 +133,7 @@ def test_a_thread_that_a_job_has_left_behind_does_not_keep_the_process(broker, u
 # Lifespans
 
 
+@whatever_the_store
 def test_a_lifespan_that_hangs_at_the_start_is_cancelled_by_the_first_signal(broker, url, log):
     with worker(url, "tests.troubled_shop:app", log=log, trouble="enter") as process:
         eventually(lambda: said(log, "try"))
@@ -138,6 +143,7 @@ def test_a_lifespan_that_hangs_at_the_start_is_cancelled_by_the_first_signal(bro
     assert not said(log, "leave")
 
 
+@whatever_the_store
 def test_a_lifespan_that_hangs_at_the_end_is_cancelled(broker, url, log):
     with worker(url, "tests.troubled_shop:app", "--grace", "0.1", log=log, trouble="leave") as process:
         eventually(lambda: is_ready(process))
@@ -148,6 +154,7 @@ def test_a_lifespan_that_hangs_at_the_end_is_cancelled(broker, url, log):
 
 
 @pytest.mark.parametrize("trouble", ["leave", "deafly"])
+@whatever_the_store
 def test_a_second_signal_ends_a_worker_whose_lifespan_hangs_at_the_end(broker, url, log, trouble):
     with worker(url, "tests.troubled_shop:app", "--grace", "60", log=log, trouble=trouble) as process:
         eventually(lambda: is_ready(process))
@@ -157,6 +164,7 @@ def test_a_second_signal_ends_a_worker_whose_lifespan_hangs_at_the_end(broker, u
         ended(process)
 
 
+@whatever_the_store
 def test_a_lifespan_that_fails_is_named_in_one_line_and_tried_less_and_less_often(broker, url, log):
     with worker(url, "tests.troubled_shop:app", log=log, trouble="raise") as process:
         errors = eventually(lambda: len(found := of_level(process, "error")) >= 4 and found, 20)
@@ -173,6 +181,7 @@ def test_a_lifespan_that_fails_is_named_in_one_line_and_tried_less_and_less_ofte
     assert not of_level(process, "info")
 
 
+@whatever_the_store
 def test_a_lifespan_that_fails_at_the_end_is_named_in_one_line(broker, url, log):
     with worker(url, "tests.troubled_shop:app", log=log, trouble="raise at the end") as process:
         eventually(lambda: is_ready(process))
@@ -183,6 +192,7 @@ def test_a_lifespan_that_fails_at_the_end_is_named_in_one_line(broker, url, log)
     assert "in the lifespan tests.troubled_shop.troubled, when it was left: OSError: no goodbye" in line["message"]
 
 
+@whatever_the_store
 def test_a_lifespan_that_is_none_ends_the_worker(url, log):
     with worker(url, "tests.troubled_shop:app", log=log, trouble="misfit") as process:
         assert process.wait(20) == 2

@@ -71,10 +71,8 @@ def size(url: str) -> dict[str, int]:
 
 def process(pid: int) -> dict[str, float]:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    # The VmRSS beside them is added up from counters of each processor: by as much as 3 MB out, and not always as much.
-    resident = next(line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line[:4] == "Rss:")
     return {
-        "rss_mb": round(int(resident.split()[1]) / 1024, 2),
+        "rss_mb": round(int(status["VmRSS"].split()[0]) / 1024, 2),
         "threads": int(status["Threads"]),
         "fds": len(list(Path(f"/proc/{pid}/fd").iterdir())),
     }

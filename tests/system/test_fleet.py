@@ -26,8 +26,7 @@ def test_idle_workers_share_what_comes(durable, tmp_path, kind):
         eventually(lambda: len(shop.lines(log, "end")) == 200, 20)
     shares = Counter(line.split()[2] for line in shop.lines(log, "start"))
     assert len(shares) == 10
-    # Twice the share of each: what a starved process did not come for, others have taken with their next claims.
-    assert max(shares.values()) <= 40, shares
+    assert max(shares.values()) <= 2 * min(shares.values()), shares
 
 
 def test_idle_workers_are_small(durable, broker):

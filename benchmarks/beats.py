@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 
 import redis
 
@@ -59,7 +60,7 @@ def cost(client: redis.Redis, each_second: Calls) -> str:
     return f"{statistics.median(found):.2f} % of a core ({min(found):.2f} to {max(found):.2f})"
 
 
-def work(url: str) -> None:
+def work(url: str, begun: Event) -> None:
     """Carry `LOAD` jobs a second, for ever."""
     broker = connect(url)
     incarnation, record, began = new_id(), b"x" * 300, time.monotonic()
@@ -71,16 +72,18 @@ def work(url: str) -> None:
             jobs = broker.call(Claim("busy", incarnation, seq=turn // 10 + 1, slots=(100, 0))).jobs
             done = [Done(id, turn // 10 + 1, b"", ttl=0) for id, _ in jobs]
             broker.call(Settle("busy", incarnation, turn // 10 + 1, done))
+            begun.set()
         time.sleep(max(0.0, began + turn / LOAD - time.monotonic()))
 
 
 @contextmanager
 def at_work(url: str) -> Generator[None]:
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(url,), daemon=True)
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=work, args=(url, begun), daemon=True)
     process.start()
     try:
-        time.sleep(2)
-        if not process.is_alive():
+        if not begun.wait(20):
             raise SystemExit("the load did not start")
         yield
     finally:

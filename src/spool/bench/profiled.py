@@ -75,7 +75,7 @@ def profiled(
     *,
     side: Side = "worker",
     pairs: int = 3,
-    seconds: float = 3.0,
+    seconds: float,
     on_run: OnRun = lambda _, __: None,
 ) -> Profiled:
     """Carry out a plan `runs_of` times; return what came out, with the document's `Breakdown`.

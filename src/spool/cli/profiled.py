@@ -27,7 +27,7 @@ _FUNCTIONS = 10
 @click.option(
     "--seconds",
     type=click.FloatRange(0),
-    default=1.5,
+    default=3.0,
     show_default=True,
     help="Each run has as many jobs as take so long, if these are more.",
 )

@@ -1,27 +1,21 @@
 """A broker between the client and a real one: keeps what it was asked, and loses requests or replies on demand."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
-from spool.broker import Broker
+from spool.broker import Around, Broker
 from spool.errors import BrokerUnavailable
-from spool.job import LANES, Snapshot
 
 Fault = Literal["request", "reply"] | Exception
 
 
-class FaultyBroker:
+class FaultyBroker(Around):
     """Each of ``faults`` befalls one call, in order; after them all goes well."""
 
     def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self.faults: list[Fault] = []
         self.asked: list[Any] = []
         self.closed = 0
-
-    @property
-    def url(self) -> str:
-        return self._broker.url
 
     def call(self, verb: Any) -> Any:
         self.asked.append(verb)
@@ -47,18 +41,6 @@ class FaultyBroker:
         if fault == "reply":
             raise BrokerUnavailable("the reply was lost")
         return reply
-
-    def ended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
-        return self._broker.ended(queue, id, timeout)
-
-    async def aended(self, queue: str, id: str, timeout: float | None = None) -> Snapshot | None:
-        return await self._broker.aended(queue, id, timeout)
-
-    async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
-        await self._broker.await_work(queues, timeout, lanes)
-
-    def await_orders(self, queues: Sequence[str], timeout: float) -> None:
-        self._broker.await_orders(queues, timeout)
 
     def close(self) -> None:
         self.closed += 1

@@ -13,6 +13,7 @@ from spool.broker import Act, Delete, Get, Replay, cancellation
 from spool.catalogue import Catalogue
 from spool.errors import JobConflict, JobNotFound, SpoolError, TaskUnknown
 from spool.job import LogLine, Progress, Snapshot, State
+from spool.opaque import UNREADABLE
 from spool.server.chosen import Chosen, select
 from spool.server.intake import JobRequest
 from spool.server.problems import Problem, Refused, problem_of
@@ -191,7 +192,7 @@ async def _outcome(queue: str, id: str, future: asyncio.Future[bool | None]) -> 
 def _decoded(raw: msgspec.Raw) -> JobRequest | Problem:
     try:
         return _decode_request(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         return Refused(400, str(error)).problem
 
 

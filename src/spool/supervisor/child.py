@@ -121,14 +121,11 @@ async def _clear_up() -> bool:
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
-    for each in (left, {loop.create_task(loop.shutdown_asyncgens())}, {loop.create_task(_end_threads(loop))}):
+    closing = [loop.create_task(each) for each in (loop.shutdown_asyncgens(), loop.shutdown_default_executor())]
+    for each in (left, *({task} for task in closing)):
         if each and (await asyncio.wait(each, timeout=max(0.0, end - loop.time())))[1]:
             return False
     return True
-
-
-async def _end_threads(loop: asyncio.AbstractEventLoop) -> None:
-    await loop.shutdown_default_executor()
 
 
 async def _work(app: Spool, assignment: Assignment, sock: socket.socket) -> None:

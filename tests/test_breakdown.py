@@ -285,13 +285,14 @@ def own(task: str, seconds: float, **more: object) -> Plan:
     return Plan(workers=1, kind="task", task=call, prefill=True, **more)
 
 
-# Multiples of seven: then the middle one of each seven stands for them all, where they have waited ever longer.
+# Multiples of seven: then the middle one of each seven stands for them all, where they have waited ever longer. Two
+# seconds and more, for on a busy machine there are some fifty samples in one, which is too few for a sum within 10 %.
 LOADS = {
-    "handler": Plan(workers=1, jobs=147, kind="cpu", work_ms=5.0, concurrency=4, prefill=True),
-    "waits": Plan(workers=1, jobs=70, kind="io", work_ms=150.0, concurrency=10, prefill=True),
-    "pool": own("in_thread", 0.1, jobs=21, concurrency=2),
-    "a pool of processes": own("in_process_for", 0.1, jobs=28),
-    "blocked": own("blocking", 0.03, jobs=35),
+    "handler": Plan(workers=1, jobs=588, kind="cpu", work_ms=5.0, concurrency=4, prefill=True),
+    "waits": Plan(workers=1, jobs=140, kind="io", work_ms=150.0, concurrency=10, prefill=True),
+    "pool": own("in_thread", 0.1, jobs=42, concurrency=2),
+    "a pool of processes": own("in_process_for", 0.1, jobs=56),
+    "blocked": own("blocking", 0.03, jobs=70),
 }
 
 

@@ -132,7 +132,8 @@ def run_until_idle(app: Spool, *, advance: float | dt.timedelta = 0) -> int:
 
     With ``advance`` time passes meanwhile, so many seconds or a timedelta, in no time: jobs and retries that become due
     are run in their order. Raises `ConfigError` for it outside of a block of `isolated` or `inline`; without it,
-    any store will do: there this is a worker as any, whose jobs are given to others 10 seconds after it was killed.
+    any store will do: there this is a worker as any, whose jobs those at work get 10 seconds after it was killed. It
+    waits for nobody's lease itself: where no worker stays, what a killed call held stays held.
     """
     app.check_sync("run_until_idle", "arun_until_idle")
     return asyncio.run(arun_until_idle(app, advance=advance))

@@ -10,8 +10,9 @@ worker's memory is that of the most jobs that it has had at once, and what it ta
 taken every half minute; the slope of the memory is fitted over the last two thirds. In the end everything is left alone
 for a while, and counted once more.
 
-Up to 0.4 MB of what a worker gains after that is Python's own: before 3.12.5 each tuple of twenty (a command of that
-many words) that ends stays in a free list, until 2,000 are there (https://github.com/python/cpython/issues/121439).
+What a worker gains after that is Python's own, and ends: before 3.12.5 each tuple of twenty (a command of that many
+words) that is no longer needed stays in a free list, until 2,000 of them take 0.4 MB
+(https://github.com/python/cpython/issues/121439).
 """
 
 from __future__ import annotations

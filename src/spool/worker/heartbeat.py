@@ -28,6 +28,9 @@ ROW_EVERY: Final = 4.0
 ORDERS_EVERY: Final = 2.0
 """Seconds between two readings of what incarnations are told to do."""
 
+# Made once: a path interns its parts, and what is interned and dies again each second fills a table of Python's, which
+# then takes half a megabyte more.
+_STATM: Final = Path("/proc/self/statm")
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -289,7 +292,7 @@ class Machine:
 def resident() -> int:
     """Return the bytes of memory that this process takes."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(_STATM.read_text().split()[1])
     except OSError:  # not Linux: the most it ever took
         import resource
 

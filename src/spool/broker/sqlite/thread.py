@@ -76,6 +76,7 @@ class StoreThread:
     def __init__(self, location: Location, clock: Clock) -> None:
         self.commits = 0
         self._location = location
+        self._path = Path(location.path)  # made once, not each second: see `resident` on what a path leaves behind
         self._clock = clock
         self._boot_id = read_boot_id()
         self._gate = threading.Lock()
@@ -324,7 +325,7 @@ class StoreThread:
 
     def _identity(self) -> tuple[int, int] | None:
         try:
-            status = Path(self._location.path).stat()
+            status = self._path.stat()
         except OSError:
             return None
         return status.st_dev, status.st_ino

@@ -80,7 +80,8 @@ def fetch() -> None:
 
 def extract(archive: Path, folder: str) -> None:
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # which 3.11.0 to 3.11.3 lack
+        tar.extractall(folder)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class StoreThread:
     def __init__(self, location: Location, clock: Clock) -> None:
         self.commits = 0
         self._location = location
-        self._path = Path(location.path)  # made once, not each second: see `resident` on what a path leaves behind
+        self._path = Path(location.path)  # made once, not each second: `spool.worker.heartbeat` has why
         self._clock = clock
         self._boot_id = read_boot_id()
         self._gate = threading.Lock()

@@ -2,6 +2,7 @@ import contextlib
 import gzip
 import os
 import pstats
+import signal
 import subprocess
 import sys
 import threading
@@ -28,9 +29,10 @@ from spool.profile import (
     write,
 )
 from spool.profile.convert import convert, speedscope
-from spool.profile.cpu import UNKNOWN, mend, parse
+from spool.profile.cpu import UNKNOWN, _may_pause, mend, parse
 from spool.profile.pprof import decode, encode
 from spool.profile.table import top, total
+from tests.eventually import eventually
 
 MAIN, WORK, HASH = Frame("main", "app.py", 9), Frame("work", "app.py", 5), Frame("hash", "lib/md5.py", 3)
 
@@ -247,8 +249,9 @@ spin()
 
 
 @pytest.fixture
-def busy():
-    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+def busy(request):
+    program = getattr(request, "param", BUSY)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     yield process
@@ -259,7 +262,7 @@ def busy():
 
 def test_time_on_the_processor_and_time_at_all(busy):
     with CpuRecorder([busy.pid]) as recorder:
-        threading.Event().wait(1.0)
+        threading.Event().wait(2.0)
         profile = recorder.stop()
     assert {each.labels["thread"] for each in profile.samples} == {"MainThread", "waiter"}
     assert {each.labels["pid"] for each in profile.samples} == {str(busy.pid)}
@@ -270,6 +273,47 @@ def test_time_on_the_processor_and_time_at_all(busy):
     assert 0.8 * profile.duration < wall["wait"] <= 1.2 * profile.duration
     on_processor = {row.function: row.own for row in top(profile, "cpu")}
     assert on_processor.get("wait", 0) < 0.1 * profile.duration
+    assert total(profile, "cpu") <= 1.05 * profile.duration
+
+
+CROWD = BUSY.replace("threading.Thread", "for _ in range(30): threading.Thread", 1)
+TAKING_TURNS = """
+import os, threading, time
+def work():
+    end = time.perf_counter() + 0.0003
+    while time.perf_counter() < end:
+        pass
+def rest(pipe):
+    os.read(pipe, 1)
+begin, ask = os.pipe()
+end, answer = os.pipe()
+if os.fork() == 0:
+    os.close(ask)
+    while os.read(begin, 1):
+        work()
+        os.write(answer, b"x")
+    os._exit(0)
+os.close(begin)
+for _ in range(5):
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+print("ready", flush=True)
+while True:
+    work()
+    os.write(ask, b"x")
+    rest(end)
+"""
+
+
+@pytest.mark.parametrize("busy", [TAKING_TURNS], indirect=True)
+def test_who_rests_is_not_taken_for_who_works(busy):
+    # It changes 3,000 times a second between work and rest; looks that came late found it at rest as often as at work.
+    with CpuRecorder([busy.pid], 200) as recorder:
+        threading.Event().wait(2.0)
+        profile = recorder.stop()
+    own = {row.function: row.own for row in top(profile, "cpu")}
+    assert own.get("rest", 0) < 0.6 * own["work"]
+    # What a pause wakes up is not taken for busy.
+    assert own.get("Thread.run", 0) < 0.02 * profile.duration
 
 
 def test_a_process_that_ends_meanwhile(busy):
@@ -279,6 +323,21 @@ def test_a_process_that_ends_meanwhile(busy):
         busy.wait()
         profile = recorder.stop()
     assert top(profile)[0].function == "spin"
+
+
+def test_a_stopped_process_is_not_paused(busy):
+    busy.send_signal(signal.SIGSTOP)
+    eventually(lambda: not _may_pause(busy.pid))  # py-spy fails where it would have to pause what is stopped
+    with CpuRecorder([busy.pid]) as recorder:
+        busy.send_signal(signal.SIGCONT)
+        threading.Event().wait(0.3)
+        assert top(recorder.stop())[0].function == "spin"
+    assert _may_pause(busy.pid)
+
+
+@pytest.mark.parametrize("busy", [CROWD], indirect=True)
+def test_a_process_of_many_threads_is_not_paused(busy):
+    assert not _may_pause(busy.pid)  # it would pause for 2 ms
 
 
 def test_a_process_that_is_not_there(busy):

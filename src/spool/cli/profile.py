@@ -158,10 +158,10 @@ def convert(*, files: tuple[Path, ...], to: Format, output: Path | None, value: 
 @profile.command(short_help="Record processes that run.")
 @click.option("--pid", "pids", type=click.IntRange(1), multiple=True, required=True, help="A process; may be repeated.")
 @click.option("--seconds", type=click.FloatRange(0, 3500, min_open=True), default=30.0, show_default=True)
-@click.option("--rate", type=click.IntRange(1, 1000), default=50, show_default=True, help="Samples in a second.")
+@click.option("--rate", type=click.IntRange(1, 1000), default=30, show_default=True, help="Samples in a second.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="cpu.prof", show_default=True)
 def record(*, pids: tuple[int, ...], seconds: float, rate: int, output: Path) -> None:
-    """Record the CPU profile of Python processes that run, which go on undisturbed. Ctrl-C ends it early.
+    """Record the CPU profile of Python processes that run, which go on meanwhile. Ctrl-C ends it early.
 
     `spool workers` lists the processes of workers. The system may allow this for root only.
     """

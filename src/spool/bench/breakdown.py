@@ -1,8 +1,8 @@
 """Where the time goes: two sums for each job, both of which have to come to what the clock says. Pure functions.
 
 **The job's**: from the call of enqueue until the worker knew that the outcome was accepted. Each seventh job was
-noted, and so the claim and the settle that it was part of: the parts of one job follow each other without a gap. The
-clock they are compared with is that of all jobs.
+noted, or each 29th of many, and so the claim and the settle that it was part of: the parts of one job follow each other
+without a gap. The clock they are compared with is that of all jobs.
 
 **The worker's**: what the thread with the event loop did, from the first claim that returned jobs to the last accepted
 outcome, in all worker processes together. When it was on a processor, and when it could have been and none was free,
@@ -140,10 +140,12 @@ def journeys(called: Mapping[str, int], trips: Iterable[Trip], runs: Iterable[Ra
 
     Jobs that were claimed or settled more than once are left out: there is no one story to tell of them.
     """
+    runs = list(runs)
+    wanted = {run.id for run in runs}
     found: dict[Step, dict[str, list[Trip]]] = {"enqueue": {}, "claim": {}, "settle": {}}
     for trip in trips:
         of_step = found[trip.step]
-        for id in trip.ids:
+        for id in wanted.intersection(trip.ids):
             of_step.setdefault(id, []).append(trip)
     parts: list[list[int]] = []
     for run in runs:

@@ -24,7 +24,7 @@ import msgspec
 from spool.app import Spool
 from spool.bench.account import Claims, Outcome, Settles
 from spool.bench.plan import Kind, TaskCall
-from spool.bench.timing import EVERY, TIMED, Timing
+from spool.bench.timing import TIMED, Timing
 from spool.bench.usertask import UserTask
 from spool.broker import Around, Broker, Claim, Claimed, Done, Settle, Settled, Verb, connect
 from spool.task import Task
@@ -140,8 +140,8 @@ class Run(msgspec.Struct, frozen=True):
     url: str
     load: Load
     task: TaskCall | None = None
-    timed: bool = False
-    """Whether the processes note where their time goes: see `spool.bench.timing`."""
+    timed: int = 0
+    """Of how many jobs the processes note for one where its time goes: see `spool.bench.timing`. 0 is none at all."""
     flush: float = FLUSH_SECONDS
     """How often notes are written, in seconds."""
 
@@ -177,31 +177,32 @@ def make(
 def _handlers(load: Load, notes: Notes, timing: Timing | None) -> dict[str, Callable[..., Any]]:
     note, now, seconds, share = notes.starts.extend, time.monotonic_ns, load.seconds, load.failing
     cpu_seconds = seconds / 10 if load.kind == "mixed" else seconds
-    ran, timed = (timing.ran, TIMED) if timing is not None else (_ignore, EVERY)  # no remainder is as large
+    every, ran = (timing.every, timing.ran) if timing is not None else (1, _ignore)
+    timed = TIMED if timing is not None else every  # no remainder is as large
 
     async def noop(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
         note((number, began := now()))
-        if number % EVERY == timed:
+        if number % every == timed:
             ran(began)
         return {"processed": True}
 
     def cpu(data: str, number: int) -> dict[str, bool]:
         note((number, began := now()))
         _compute(data.encode(), cpu_seconds)
-        if number % EVERY == timed:
+        if number % every == timed:
             ran(began)
         return {"processed": True}
 
     async def io(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
         note((number, began := now()))
         await asyncio.sleep(seconds)
-        if number % EVERY == timed:
+        if number % every == timed:
             ran(began)
         return {"processed": True}
 
     async def failing(data: str, number: int) -> dict[str, bool]:  # noqa: ARG001 - it is there to be carried
         note((number, began := now()))
-        if number % EVERY == timed:
+        if number % every == timed:
             ran(began)
         if number >= 0 and fails(number, share):
             raise BenchFailure
@@ -285,7 +286,7 @@ def __getattr__(name: str) -> Any:
 def _app(directory: Path) -> Spool:
     run = msgspec.json.decode((directory / "run.json").read_bytes(), type=Run)
     notes = Notes()
-    timing = Timing(directory) if run.timed else None
+    timing = Timing(directory, run.timed) if run.timed else None
     broker: Broker = WatchedBroker(connect(run.url), notes)
     if timing is not None:
         broker = timing.broker(broker)

@@ -22,6 +22,7 @@ from spool.bench.plan import Plan
 from spool.bench.produce import Producer
 from spool.bench.result import BenchResult, Latency, Measured, Store
 from spool.bench.series import Series, Spread, series, spread
+from spool.bench.timing import one_of
 from spool.bench.usertask import UserTask
 from spool.broker import Act, Broker, Find, Get, Pause, Resume, Stats
 from spool.broker.scratch import scratch
@@ -157,7 +158,7 @@ class Bench:
         self._sender, self._senders = _senders(plan, observer.broker(store) if observer else store, work)
         self.app = Spool(store) if observer else self._sender  # the producer may close what it has been given
         self.url = self.app.broker.url
-        timed = observer is not None and observer.timed
+        timed = one_of(plan.jobs) if observer is not None and observer.timed else 0
         target = load.prepare(directory, load.Run(store, work, plan.task, timed, flush))
         self._options = WorkerOptions(
             app=target,

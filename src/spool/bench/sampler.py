@@ -36,7 +36,7 @@ from spool.errors import ProfileError
 
 INTERVAL: Final = 0.005
 """Seconds from one sample to the next, on average, if there are few threads to look at."""
-SHARE: Final = 0.015
+SHARE: Final = 0.01
 """Of a processor, at most, the sampler takes."""
 _LATEST: Final = 20
 """Looks whose cost counts."""

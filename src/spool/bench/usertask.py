@@ -18,7 +18,7 @@ import msgspec
 
 from spool.app import Spool
 from spool.bench.plan import TaskCall
-from spool.bench.timing import EVERY, TIMED, Timing
+from spool.bench.timing import TIMED, Timing
 from spool.broker import Broker
 from spool.errors import ConfigError, PayloadError
 from spool.executor import current_job
@@ -121,7 +121,8 @@ def _noting(task: Task[..., Any], noted: Noted, timing: Timing | None) -> Callab
     """Wrap the task's function, of whatever kind, so that each start is noted first; its signature stays."""
     fn, note, now = task.fn, noted.append, time.monotonic_ns
     ran = timing.ran if timing is not None else None
-    turns = itertools.cycle([turn == TIMED for turn in range(EVERY)])  # it is told no number, so it counts
+    every = timing.every if timing is not None else 1
+    turns = itertools.cycle([turn == TIMED for turn in range(every)])  # it is told no number, so it counts
     if task.settings.kind == "async":
 
         @functools.wraps(fn)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -51,9 +52,12 @@ Side = Literal["worker", "producer", "both"]
 OnRun = Callable[[str, int], OnStage | None]
 """Told what is done in the run that begins, and how many jobs it has; returns who listens to its stages."""
 
-RATE: Final = 12
+RATE: Final = 10
 """Stacks a second, of all worker processes together. For each a process pauses for 0.7 ms."""
 _LOWEST_RATE: Final = 5
+_SETTLED: Final = 0.8
+"""Seconds from where the workers are ready to where they begin, with looks and without. Whoever begins to look needs
+some of them, and workers that have been idle for so long take 25 ms more for their first thousands of jobs."""
 _PRODUCER_RATE: Final = 100
 """What that costs is not in the time to drain, and enqueueing takes a part of it."""
 _MOST_JOBS: Final = 500_000
@@ -148,6 +152,10 @@ def _merged(profiles: Sequence[Profile | None]) -> Profile | None:
 # Who looks on
 
 
+def _settle(began: float) -> None:
+    time.sleep(max(0.0, began + _SETTLED - time.monotonic()))
+
+
 class Bystander:
     """Looks at nothing, but has everything else done as it is for those who do."""
 
@@ -158,6 +166,7 @@ class Bystander:
 
     @contextmanager
     def watching(self, _fleet: Fleet, _directory: Path) -> Generator[None]:
+        _settle(time.monotonic())
         yield
 
     @contextmanager
@@ -201,9 +210,11 @@ class Looker:
     def watching(self, fleet: Fleet, directory: Path) -> Generator[None]:
         pids = fleet.pids
         rate = max(_LOWEST_RATE, RATE // len(pids))
+        began = time.monotonic()
         with ExitStack() as stack:
             recorder = stack.enter_context(CpuRecorder(pids, rate, pause=self._pause))
             sampler = None if Sampler.missing() else stack.enter_context(Sampler(pids, directory))
+            _settle(began)
             before = load_of(self._url)
             yield
             after = load_of(self._url)

@@ -5,11 +5,10 @@ import ctypes
 import os
 import resource
 import signal
-import sqlite3
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from spool import Spool, current_job
@@ -40,20 +39,31 @@ async def faint(path: str) -> None:
     """Have the whole process stopped where it stands, once: what was claimed along with this has yet to begin."""
     if current_job().attempt == 1:
         write(path, "faint")
-        with calm(app.broker.url):
-            os.kill(os.getpid(), signal.SIGSTOP)
+        stop_calmly(app.broker.url)
 
 
-@contextmanager
-def calm(url: str) -> Iterator[None]:
-    """Begin when nobody writes to a SQLite file: who is stopped while it does holds up everybody until it wakes."""
+def stop_calmly(url: str) -> None:
+    """Stop this process when it does not write to its SQLite file: who is stopped meanwhile holds up all others.
+
+    Somebody else has to hold the lock until it has stopped: once it is free, a thread of this process may take it.
+    """
     if url.startswith("sqlite"):
-        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as file:
-            file.execute("BEGIN IMMEDIATE")
-            file.execute("ROLLBACK")
-            yield
+        subprocess.run([sys.executable, "-c", STOP, url.removeprefix("sqlite:///"), str(os.getpid())], check=True)
     else:
-        yield
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+STOP = """
+import os, pathlib, signal, sqlite3, sys, time
+path, pid = sys.argv[1:]
+file = sqlite3.connect(path, isolation_level=None, timeout=30)
+file.execute("BEGIN IMMEDIATE")
+os.kill(int(pid), signal.SIGSTOP)
+stats = list(pathlib.Path("/proc", pid, "task").glob("*/stat"))
+while any(stat.read_text().rpartition(")")[2].split()[0] != "T" for stat in stats):
+    time.sleep(0.001)
+file.execute("ROLLBACK")
+"""
 
 
 @app.task(backoff=SOON)

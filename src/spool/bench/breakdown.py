@@ -135,12 +135,11 @@ class Window(msgspec.Struct, frozen=True):
 # The job's
 
 
-def journeys(called: Mapping[str, int], trips: Iterable[Trip], runs: Iterable[Ran]) -> list[list[int]]:
+def journeys(called: Mapping[str, int], trips: Iterable[Trip], runs: Sequence[Ran]) -> list[list[int]]:
     """Return for each job that was timed how long its parts took, in nanoseconds, in the order of `JOB_ROWS`.
 
     Jobs that were claimed or settled more than once are left out: there is no one story to tell of them.
     """
-    runs = list(runs)
     wanted = {run.id for run in runs}
     found: dict[Step, dict[str, list[Trip]]] = {"enqueue": {}, "claim": {}, "settle": {}}
     for trip in trips:

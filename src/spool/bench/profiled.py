@@ -55,6 +55,7 @@ OnRun = Callable[[str, int], OnStage | None]
 RATE: Final = 10
 """Stacks a second, of all worker processes together. For each a process pauses for 0.7 ms."""
 _LOWEST_RATE: Final = 5
+"""Of each process, however many there are."""
 _SETTLED: Final = 0.8
 """Seconds from where the workers are ready to where they begin, with looks and without. Whoever begins to look needs
 some of them, and workers that have been idle for so long take 25 ms more for their first thousands of jobs."""

@@ -161,7 +161,7 @@ def convert(*, files: tuple[Path, ...], to: Format, output: Path | None, value: 
 @click.option("--rate", type=click.IntRange(1, 1000), default=30, show_default=True, help="Samples in a second.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="cpu.prof", show_default=True)
 def record(*, pids: tuple[int, ...], seconds: float, rate: int, output: Path) -> None:
-    """Record the CPU profile of Python processes that run, which go on meanwhile. Ctrl-C ends it early.
+    """Record the CPU profile of Python processes that run, which pause for it now and then. Ctrl-C ends it early.
 
     `spool workers` lists the processes of workers. The system may allow this for root only.
     """

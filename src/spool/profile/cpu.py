@@ -337,7 +337,7 @@ def _processor_time(pid: int) -> tuple[int, int] | None:
     """Return how many nanoseconds a process's main thread has had a processor, and all others; None if none knows."""
     try:
         main = int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0])
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat(pid)
     except OSError:
         return None
     every = (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -348,10 +348,15 @@ def _may_pause(pid: int) -> bool:
     """Return whether a pause of the process is short, and not one within another: py-spy fails at a stopped process."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = _stat(pid)[0]
     except OSError:  # gone, or a system that pauses all threads at once
         return True
     return len(tasks) <= _MOST_PAUSED and state not in {"T", "t"}
+
+
+def _stat(pid: int) -> list[str]:
+    # The program's name, in parentheses, may hold anything, also what is no UTF-8.
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def _is_gone(pid: int) -> bool:

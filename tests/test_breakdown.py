@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from spool.bench import BenchResult, Plan, run
+from spool.bench.account import Settles
 from spool.bench.bottleneck import _WORDS, GUIDE, bottleneck, line
 from spool.bench.breakdown import (
     JOB_ROWS,
@@ -52,18 +53,19 @@ def test_the_parts_of_a_job_follow_each_other_without_a_gap():
         Trip("enqueue", 110, 150, ["a", "b"]),
         Trip("claim", 170, 200, ["a"]),
         Trip("claim", 120, 140, ["b"]),  # claimed before its enqueue was acknowledged
-        Trip("settle", 260, 300, ["a", "b"]),
     ]
-    parts = journeys({"a": 100, "b": 100}, trips, [Ran("a", 210, 240), Ran("b", 145, 250)])
+    settles = [Settles(300, ["a"], [("b", "Died")], sent=260)]
+    parts = journeys({"a": 100, "b": 100}, trips, [Ran("a", 210, 240), Ran("b", 145, 250)], settles)
     assert parts == [[50, 20, 30, 10, 30, 20, 40], [40, 0, 0, 5, 105, 10, 40]]
     assert [sum(each) for each in parts] == [200, 200]
 
 
 def test_a_job_that_was_claimed_twice_or_not_settled_tells_nothing():
-    trips = [Trip("enqueue", 1, 2, ["a", "b"]), Trip("claim", 3, 4, ["a", "b"]), Trip("settle", 8, 9, ["a"])]
+    trips = [Trip("enqueue", 1, 2, ["a", "b"]), Trip("claim", 3, 4, ["a", "b"])]
+    settles = [Settles(9, ["a"], sent=8)]
     again = Trip("claim", 5, 6, ["a"])
     runs = [Ran("a", 6, 7), Ran("b", 6, 7), Ran("warm-up", 6, 7)]
-    assert journeys({"a": 0, "b": 0}, [*trips, again], runs) == []
+    assert journeys({"a": 0, "b": 0}, [*trips, again], runs, settles) == []
 
 
 def test_what_the_clock_has_beyond_the_parts_is_a_row_of_its_own():

@@ -54,6 +54,7 @@ class Settles(msgspec.Struct, frozen=True, tag="settle"):
     done: list[str]
     other: list[tuple[str, Outcome]] = []
     refused: int = 0
+    sent: int = 0
 
 
 class Books(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from spool.bench.account import Settles
 from spool.bench.sampler import RUNS, Sample
 from spool.bench.timing import LEFT, Note, Ran, Step, Trip
 from spool.job import PROCESS
@@ -135,26 +136,32 @@ class Window(msgspec.Struct, frozen=True):
 # The job's
 
 
-def journeys(called: Mapping[str, int], trips: Iterable[Trip], runs: Sequence[Ran]) -> list[list[int]]:
+def journeys(
+    called: Mapping[str, int], trips: Iterable[Trip], runs: Sequence[Ran], settles: Iterable[Settles]
+) -> list[list[int]]:
     """Return for each job that was timed how long its parts took, in nanoseconds, in the order of `JOB_ROWS`.
 
     Jobs that were claimed or settled more than once are left out: there is no one story to tell of them.
     """
     wanted = {run.id for run in runs}
-    found: dict[Step, dict[str, list[Trip]]] = {"enqueue": {}, "claim": {}, "settle": {}}
+    taken: dict[Step, dict[str, list[Trip]]] = {"enqueue": {}, "claim": {}}
     for trip in trips:
-        of_step = found[trip.step]
         for id in wanted.intersection(trip.ids):
-            of_step.setdefault(id, []).append(trip)
+            taken[trip.step].setdefault(id, []).append(trip)
+    settled: dict[str, list[Settles]] = {}
+    for note in settles:
+        for id in wanted.intersection((*note.done, *(id for id, _ in note.other))):
+            settled.setdefault(id, []).append(note)
     parts: list[list[int]] = []
     for run in runs:
-        each = [found[step].get(run.id, []) for step in ("enqueue", "claim", "settle")]
-        if run.id not in called or any(len(trips) != 1 for trips in each):
+        enqueues, claims = (taken[step].get(run.id, []) for step in ("enqueue", "claim"))
+        ends = settled.get(run.id, [])
+        if run.id not in called or any(len(notes) != 1 for notes in (enqueues, claims, ends)):
             continue
-        enqueue, claim, settle = (trips[0] for trips in each)
+        enqueue, claim, settle = enqueues[0], claims[0], ends[0]
         stored = min(enqueue.answered, claim.answered)  # a worker may be faster than the acknowledgement
         asked = max(stored, claim.sent)
-        stops = (called[run.id], stored, asked, claim.answered, run.began, run.ended, settle.sent, settle.answered)
+        stops = (called[run.id], stored, asked, claim.answered, run.began, run.ended, settle.sent, settle.at)
         parts.append([after - before for before, after in pairwise(stops)])
     return parts
 

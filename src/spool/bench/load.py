@@ -247,14 +247,14 @@ class WatchedBroker(Around):
 
     def _note(self, verb: Claim | Settle, reply: object, sent: int) -> None:
         if isinstance(verb, Settle):
-            self._notes.append(_outcomes(verb, cast("Settled", reply)))
+            self._notes.append(_outcomes(verb, cast("Settled", reply), sent))
         elif cast("Claimed", reply).jobs:
             if sent > self._claimed + PAUSE_NS:
                 self._notes.append(Claims(sent, time.monotonic_ns()))
             self._claimed = sent
 
 
-def _outcomes(verb: Settle, reply: Settled) -> Settles:
+def _outcomes(verb: Settle, reply: Settled, sent: int) -> Settles:
     at = time.monotonic_ns()
     accepted = verb.settlements
     if reply.refused:
@@ -262,9 +262,9 @@ def _outcomes(verb: Settle, reply: Settled) -> Settles:
         accepted = [each for each in accepted if each.id not in refused]
     done = [each.id for each in accepted if type(each) is Done]
     if len(done) == len(accepted):
-        return Settles(at, done, refused=len(reply.refused))
+        return Settles(at, done, refused=len(reply.refused), sent=sent)
     other = [(each.id, type(each).__name__) for each in accepted if type(each) is not Done]
-    return Settles(at, done, cast("list[tuple[str, Outcome]]", other), len(reply.refused))
+    return Settles(at, done, cast("list[tuple[str, Outcome]]", other), len(reply.refused), sent)
 
 
 def prepare(directory: Path, run: Run) -> str:

@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from spool.bench.account import Account, Books, rows
+from spool.bench.account import Account, Books, Settles, rows
 from spool.bench.bottleneck import bottleneck
 from spool.bench.breakdown import (
     STORE_ROWS,
@@ -242,7 +242,8 @@ class Looker:
         every = [note for found in notes.values() for note in found]
         trips, runs = trips_and_runs(every)
         called = dict(zip(books.ids, books.called, strict=True))
-        self.journeys = journeys(called, [*self._trips, *trips], runs)
+        settles = [note for note in books.notes if isinstance(note, Settles)]
+        self.journeys = journeys(called, [*self._trips, *trips], runs, settles)
         self._trips.clear()  # all ids of the run: with many pairs, gigabytes
         if closed.first_claim is None or closed.last_settle is None:
             return

@@ -2,7 +2,8 @@
 
 Nothing here is in a process that is not being timed. Three things are noted, none of them for each job:
 
-- for each claim and settle, when it was sent and answered, and for which jobs (`Trip`);
+- for each claim, when it was sent and answered, and for which jobs (`Trip`); settles are in the notes of every
+  benchmark (`spool.bench.account.Settles`);
 - of every seventh job, or of many jobs of every 29th, when its handler was called and when it returned (`Ran`): neither
   shares a factor with the ten of which a mixed load's jobs come, nor with the sizes of batches. The handlers themselves
   say so: one more call around each of them would cost as much as a handler that does nothing;
@@ -26,7 +27,7 @@ from spool.executor import current_job
 from spool.job import LANES, PROCESS
 
 R = TypeVar("R")
-Step = Literal["enqueue", "claim", "settle"]
+Step = Literal["enqueue", "claim"]
 
 TIMED: Final = 3
 """Which job is timed, by its number modulo `one_of`: of those that wait ever longer, the first has waited less."""
@@ -119,26 +120,21 @@ class Timing:
             self._known = len(threads)
             self._notes.append(Threads({each.native_id: each.name for each in threads if each.native_id}))
         count = len(self._notes)
-        data = b"".join(map(_framed, self._notes[:count]))
+        data = _encode(self._notes[:count])
         with (self._directory / f"{self._pid}.timing").open("ab") as file:
-            file.write(data)
+            file.write(len(data).to_bytes(4, "big") + data)
         del self._notes[:count]
-
-
-def _framed(note: Note) -> bytes:
-    body = _encode(note)
-    return len(body).to_bytes(4, "big") + body
 
 
 def read_notes(directory: Path) -> dict[int, list[Note]]:
     """Return what each process noted, by process id."""
-    decode = msgspec.msgpack.Decoder(Trip | Ran | Threads).decode
+    decode = msgspec.msgpack.Decoder(list[Trip | Ran | Threads]).decode
     found: dict[int, list[Note]] = {}
     for path in sorted(directory.glob("*.timing")):
         data = memoryview(path.read_bytes())
         notes = found[int(path.stem)] = []
         while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "big")):
-            notes.append(decode(data[4 : 4 + size]))
+            notes += decode(data[4 : 4 + size])
             data = data[4 + size :]
     return found
 
@@ -161,11 +157,11 @@ class TimedBroker(Around):
         return reply
 
     async def acall(self, verb: Verb[R]) -> R:
+        if isinstance(verb, Settle):
+            return cast("R", await self._settle(verb))
         sent = time.monotonic_ns()
         if isinstance(verb, Claim):
             return cast("R", await self._claim(verb, sent))
-        if isinstance(verb, Settle):
-            return cast("R", await self._settle(verb, sent))
         reply = await self._broker.acall(verb)
         if isinstance(verb, Enqueue):
             self._notes.append(Trip("enqueue", sent, time.monotonic_ns(), [job.id for job in verb.jobs]))
@@ -194,16 +190,14 @@ class TimedBroker(Around):
             self._notes.append(Trip("claim", sent, time.monotonic_ns(), [id for id, _ in reply.jobs]))
         return reply
 
-    async def _settle(self, verb: Settle, sent: int) -> Settled:
-        gauge, settlements = self._gauge.values, verb.settlements
-        gauge[3] -= len(settlements)
+    async def _settle(self, verb: Settle) -> Settled:
+        gauge = self._gauge.values
+        gauge[3] -= len(verb.settlements)
         gauge[1] += 1
         try:
-            reply = await self._broker.acall(verb)
+            return await self._broker.acall(verb)
         finally:
             gauge[1] -= 1
-        self._notes.append(Trip("settle", sent, time.monotonic_ns(), [each.id for each in settlements]))
-        return reply
 
     async def await_work(self, queues: Sequence[str], timeout: float, lanes: Sequence[int] = LANES) -> None:
         self._gauge.values[2] = self._listening(lanes)

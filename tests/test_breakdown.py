@@ -28,7 +28,7 @@ from spool.bench.breakdown import (
 )
 from spool.bench.plan import TaskCall
 from spool.bench.profiled import Looker, breakdown_of, task_kind
-from spool.bench.sampler import Sample, Sampler, _descendants
+from spool.bench.sampler import Sample, Sampler, _descendants, _Pace
 from spool.bench.stacks import in_handlers, part_of, shares
 from spool.bench.storeload import load_of
 from spool.bench.timing import Gauge, Ran, Trip
@@ -368,6 +368,15 @@ def test_the_sum_adds_up_where_loop_and_store_take_turns_on_two_processors():
     found, _ = looked(Plan(workers=1, jobs=4000, concurrency=1, kind="task", task=call, prefill=True))
     assert found.worker is not None
     adds_up(found.worker)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_who_waits_is_looked_at_more_often_than_who_works(waits, monkeypatch):
+    spent = iter(range(0, 10**9, 300_000))  # a look takes 0.3 ms
+    monkeypatch.setattr("spool.bench.sampler.time.thread_time", lambda: next(spent) / 1e9)
+    pace, ms = _Pace(), 1_000_000
+    pauses = [pace.after([look(at * ms, cpu=0 if waits else at * ms)]) for at in range(1, 100)]
+    assert pauses[-1] == pytest.approx(0.006 if waits else 0.03, rel=0.05)
 
 
 @needs_linux

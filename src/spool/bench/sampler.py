@@ -37,9 +37,11 @@ from spool.errors import ProfileError
 INTERVAL: Final = 0.005
 """Seconds from one sample to the next, on average, if there are few threads to look at."""
 SHARE: Final = 0.01
-"""Of a processor, at most, the sampler takes."""
+"""Of a processor, at most, the sampler takes from processes that never wait: to them each look is a delay."""
+_MORE: Final = 0.04
+"""And beyond that, from processes whose loops only wait: threads of theirs may compute meanwhile."""
 _LATEST: Final = 20
-"""Looks whose cost counts."""
+"""Looks that count for what a look costs, and for how much the processes wait."""
 _START_SECONDS: Final = 20.0
 _END_SECONDS: Final = 20.0
 _NUMBERS: Final = struct.Struct("4q")
@@ -174,6 +176,44 @@ def _go_first() -> None:
             os.nice(-10)
 
 
+def pause(cost: float, waits: float) -> float:
+    """Return the seconds from one look to the next, by those a look takes and by the share of time the processes wait.
+
+    Looks divide the time of those who wait. Where that is all of it, few looks make for a large error; where it is
+    little, few are enough, and more would cost throughput.
+
+    >>> [round(pause(0.0003, waits), 4) for waits in (0, 0.2, 0.5, 1)]
+    [0.03, 0.0259, 0.015, 0.006]
+    """
+    return max(INTERVAL, cost / (SHARE + _MORE * waits**2))
+
+
+class _Pace:
+    """How long to pause, as looks go on."""
+
+    def __init__(self) -> None:
+        self._turns = 0
+        self._cost, self._waits = 0.0, 1.0
+        self._spent = time.thread_time()
+        self._last: dict[int, Sample] = {}
+
+    def after(self, looks: Iterable[Sample]) -> float:
+        """Return the seconds until the looks that follow these, the latest ones."""
+        self._turns += 1
+        weight = 1 / min(self._turns, _LATEST)  # else a single dear look would be followed by a fifth of a second
+        before, self._spent = self._spent, time.thread_time()
+        self._cost += weight * (self._spent - before - self._cost)
+        shares: list[float] = []
+        for look in looks:
+            if (last := self._last.get(look.pid)) is not None:
+                busy = (look.cpu + look.delay - last.cpu - last.delay) / (look.at - last.at)
+                shares.append(min(1.0, max(0.0, 1.0 - busy)))
+            self._last[look.pid] = look
+        if shares:
+            self._waits += weight * (sum(shares) / len(shares) - self._waits)
+        return pause(self._cost, self._waits)
+
+
 def _move_to(processor: int) -> None:
     """Have the next look come from there, if it can."""
     with contextlib.suppress(OSError):  # it was taken from us meanwhile, or may not be chosen here
@@ -193,11 +233,12 @@ def main(arguments: Sequence[str]) -> None:
     for process in processes:
         with contextlib.suppress(OSError, ValueError):  # one that is gone is left out below
             process.look()  # a first look costs more than those that follow
-    pause, spent, cost = INTERVAL, time.thread_time(), 0.0
+    pace, seconds = _Pace(), INTERVAL
     for turn in itertools.count(1):
         _move_to(next(processors))
-        if select.select([sys.stdin], [], [], pause * random.uniform(0.5, 1.5))[0]:  # noqa: S311 - as it happens
+        if select.select([sys.stdin], [], [], seconds * random.uniform(0.5, 1.5))[0]:  # noqa: S311 - as it happens
             break
+        seen = len(samples)
         for process in list(processes):
             try:
                 samples.append(process.look())
@@ -205,10 +246,7 @@ def main(arguments: Sequence[str]) -> None:
                     process.look_around()
             except (OSError, ValueError):
                 processes.remove(process)
-        before, spent = spent, time.thread_time()
-        # What looks cost on average: after a single dear one the next would stand for a fifth of a second.
-        cost += (spent - before - cost) / min(turn, _LATEST)
-        pause = max(INTERVAL, cost / SHARE)
+        seconds = pace.after(samples[seen:])
     Path(output).write_bytes(msgspec.msgpack.encode(samples))
 
 

@@ -38,7 +38,7 @@ INTERVAL: Final = 0.005
 """Seconds from one sample to the next, on average, if there are few threads to look at."""
 SHARE: Final = 0.01
 """Of a processor, at most, the sampler takes from processes that never wait: to them each look is a delay."""
-_MORE: Final = 0.04
+_MORE: Final = 0.02
 """And beyond that, from processes whose loops only wait: threads of theirs may compute meanwhile."""
 _LATEST: Final = 20
 """Looks that count for what a look costs, and for how much the processes wait."""
@@ -183,7 +183,7 @@ def pause(cost: float, waits: float) -> float:
     little, few are enough, and more would cost throughput.
 
     >>> [round(pause(0.0003, waits), 4) for waits in (0, 0.2, 0.5, 1)]
-    [0.03, 0.0259, 0.015, 0.006]
+    [0.03, 0.0278, 0.02, 0.01]
     """
     return max(INTERVAL, cost / (SHARE + _MORE * waits**2))
 

@@ -48,7 +48,7 @@ class Claims(msgspec.Struct, frozen=True, tag="claim"):
 
 
 class Settles(msgspec.Struct, frozen=True, tag="settle"):
-    """What a worker process noted of one settle: when the reply came, and how the accepted attempts ended."""
+    """What a worker process noted of one settle: when it was sent and answered, and how accepted attempts ended."""
 
     at: int
     done: list[str]
